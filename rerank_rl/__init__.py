@@ -1,0 +1,1 @@
+"""Generative rerankers trained with reinforcement learning, in JAX."""

@@ -1,0 +1,1 @@
+"""Impressions: adapters, import of users' own logs, batches."""

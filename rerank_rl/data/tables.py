@@ -1,0 +1,313 @@
+"""Users' tables (parquet, csv, jsonl) as typed Arrow columns, in batches.
+
+Rows are counted from 1; a csv's header is not counted. Whatever is wrong is
+said in one sentence that names the file, the row and the field.
+"""
+
+import collections
+import csv
+import json
+import pathlib
+from typing import Any, Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerank_rl.config import ConfigError
+
+ID, IDS, INTEGER, NUMBER, NUMBERS, TEXT = (
+  "an id (integer or text)",
+  "a list of ids (integers or text)",
+  "an integer",
+  "a number",
+  "a list of numbers",
+  "text or an integer",
+)
+_LISTS = (IDS, NUMBERS)
+_EMPTY = (None, "")
+_ROWS = 1024  # A batch; bounds memory, whatever the file's size.
+
+Batch = tuple[int, dict[str, pa.Array]]
+
+
+def fail(path: Any, row: int | None, field: str | None, text: str):
+  """Raises the ConfigError 'PATH, row R, field 'F': TEXT.'"""
+  where = [str(path)]
+  where += [f"row {row}"] if row is not None else []
+  where += [f"field {field!r}"] if field is not None else []
+  raise ConfigError(f"{', '.join(where)}: {text}.")
+
+
+def field_names(path: pathlib.Path) -> list[str]:
+  """The columns of a table; of a jsonl, the fields of its first row.
+
+  Raises:
+    ConfigError: the file is missing, empty, of unknown kind or broken, or
+      names a column twice.
+  """
+  if path.suffix not in _READERS:
+    fail(path, None, None, "unknown kind; give a .parquet, .csv or .jsonl file")
+  if not path.is_file():
+    fail(path, None, None, "there is no such file; check the path")
+  try:
+    if path.suffix == ".parquet":
+      schema = pq.read_schema(path)
+      names = schema.names
+    else:
+      names = next(_READERS[path.suffix](path))[1]
+      names = list(names)
+  except StopIteration:
+    fail(path, None, None, "the file has no rows; give at least one")
+  except (pa.ArrowException, OSError) as error:
+    fail(path, None, None, f"no readable {path.suffix[1:]} file ({_line(error)})")
+  twice = [n for n, count in collections.Counter(names).items() if count > 1]
+  if twice:
+    fail(path, None, twice[0], "the column occurs twice; rename one")
+  return names
+
+
+def sample_kinds(path: pathlib.Path, names: list[str]) -> dict[str, bool]:
+  """Whether the first row of each column holds a list."""
+  if path.suffix == ".parquet":
+    schema = pq.read_schema(path)
+    return {n: _is_list(schema.field(n).type) for n in names}
+  _, first = next(_READERS[path.suffix](path))
+  return {n: isinstance(_listed(first[n]), list) for n in names}
+
+
+def batches(
+  path: pathlib.Path, kinds: Mapping[str, str]
+) -> Iterator[Batch]:
+  """Streams some columns of a table.
+
+  Args:
+    path: a file that `field_names` accepted.
+    kinds: column -> ID | IDS | INTEGER | NUMBER | NUMBERS | TEXT.
+
+  Yields:
+    (row, columns): the first row's number and Arrow arrays without nulls;
+    ids are int64 or string, integers int64, numbers double, lists the same.
+
+  Raises:
+    ConfigError: a value is missing or is not of its kind.
+  """
+  if path.suffix == ".parquet":
+    yield from _parquet_batches(path, kinds)
+    return
+  number, cells = 1, {name: [] for name in kinds}
+  for row, record in _READERS[path.suffix](path):
+    for name in kinds:
+      if name not in record:
+        fail(path, row, name, "the field is missing; add it or drop the row")
+      cells[name].append(record[name])
+    if row - number + 1 == _ROWS:
+      yield number, _typed(path, number, cells, kinds)
+      number, cells = row + 1, {name: [] for name in kinds}
+  if any(cells.values()):
+    yield number, _typed(path, number, cells, kinds)
+
+
+def _typed(path, number, cells, kinds) -> dict[str, pa.Array]:
+  return {
+    name: _from_cells(path, number, name, cells[name], kind)
+    for name, kind in kinds.items()
+  }
+
+
+def _parquet_batches(path, kinds) -> Iterator[Batch]:
+  try:
+    number, source = 1, pq.ParquetFile(path)
+    for part in source.iter_batches(_ROWS, columns=list(kinds)):
+      yield (
+        number,
+        {
+          name: _from_arrow(path, number, name, part.column(name), kind)
+          for name, kind in kinds.items()
+        },
+      )
+      number += part.num_rows
+  except (pa.ArrowException, OSError) as error:
+    fail(path, None, None, f"no readable parquet file ({_line(error)})")
+
+
+def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+  """(row number, fields) of a csv with a header."""
+  csv.field_size_limit(1 << 30)
+  number = 0
+  try:
+    with path.open(newline="", encoding="utf-8-sig") as source:
+      lines = csv.reader(source, strict=True)
+      header = next(lines, [])
+      twice = [n for n, c in collections.Counter(header).items() if c > 1]
+      if twice:
+        fail(path, None, twice[0], "the column occurs twice; rename one")
+      for line in filter(None, lines):
+        number += 1
+        if len(line) != len(header):
+          fail(
+            path,
+            number,
+            None,
+            f"{len(line)} fields, but the header has {len(header)}; "
+            "quote fields that hold commas",
+          )
+        yield number, dict(zip(header, line, strict=True))
+  except (UnicodeDecodeError, csv.Error) as error:
+    fail(path, number + 1, None, f"no readable csv in UTF-8 ({_line(error)})")
+
+
+def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+  """(row number, fields) of a file with one JSON object a line."""
+  number = 0
+  try:
+    with path.open(encoding="utf-8-sig") as source:
+      for line in source:
+        if not line.strip():
+          continue
+        number += 1
+        record = json.loads(line)
+        if not isinstance(record, dict):
+          fail(path, number, None, "the line is no JSON object; give {...}")
+        yield number, record
+  except (ValueError, RecursionError) as error:
+    if isinstance(error, ConfigError):
+      raise
+    row = number + isinstance(error, UnicodeDecodeError)
+    fail(path, row, None, f"no readable JSON in UTF-8 ({_line(error)})")
+
+
+_READERS = {".parquet": None, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
+
+
+def _line(error: BaseException) -> str:
+  """An exception's text on one line, short."""
+  return " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
+
+
+def _is_list(kind: pa.DataType) -> bool:
+  return (
+    pa.types.is_list(kind)
+    or pa.types.is_large_list(kind)
+    or pa.types.is_fixed_size_list(kind)
+  )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _from_arrow(path, number, name, column: pa.Array, kind: str) -> pa.Array:
+  """A parquet column in the canonical type of its kind."""
+  if pa.types.is_dictionary(column.type):
+    column = column.dictionary_decode()
+  if column.null_count:
+    row = number + int(np.argmax(column.is_null().to_numpy(False)))
+    fail(path, row, name, "the value is missing; fill it or drop the row")
+  if pa.types.is_timestamp(column.type) and kind == INTEGER:
+    return column.cast(pa.int64())
+  if kind in _LISTS and _is_list(column.type):
+    column = column.cast(pa.list_(column.type.value_type))
+    inner = column.flatten()
+    if pa.types.is_dictionary(inner.type):
+      inner = inner.dictionary_decode()
+    wanted = _arrow_type(inner.type, kind)
+    if wanted is not None and not inner.null_count:
+      offsets = column.offsets.cast(pa.int32())
+      base = offsets[0].as_py()
+      if base:
+        offsets = pa.array(offsets.to_numpy() - base, pa.int32())
+      return pa.ListArray.from_arrays(offsets, inner.cast(wanted))
+  elif kind not in _LISTS and not _is_list(column.type):
+    wanted = _arrow_type(column.type, kind)
+    if wanted is not None:
+      return column.cast(wanted)
+  # Text, or a type that does not fit: value by value, to name the row.
+  return _from_cells(path, number, name, column.to_pylist(), kind)
+
+
+def _arrow_type(found: pa.DataType, kind: str) -> pa.DataType | None:
+  """What to cast `found` to without loss, or None."""
+  whole, real = pa.types.is_integer(found), pa.types.is_floating(found)
+  if kind in (ID, IDS, TEXT):
+    if whole and found != pa.uint64():
+      return pa.int64()
+    return pa.string() if _is_text(found) else None
+  if kind in (NUMBER, NUMBERS):
+    fits = whole or real or pa.types.is_boolean(found)
+    return pa.float64() if fits else None
+  return pa.int64() if whole and found != pa.uint64() else None
+
+
+def _from_cells(path, number, name, cells: list[Any], kind: str) -> pa.Array:
+  """Python values (of csv, jsonl or text columns) as an Arrow array."""
+  values = []
+  for row, cell in enumerate(cells, number):
+    if kind in _LISTS:
+      cell = _listed(cell)
+      if not isinstance(cell, list):
+        fail(path, row, name, f"{_short(cell)} is not {kind}")
+      single = ID if kind == IDS else NUMBER
+      values.append([_value(path, row, name, v, single, kind) for v in cell])
+    else:
+      values.append(_value(path, row, name, cell, kind, kind))
+  if kind in (ID, IDS, TEXT):
+    flat = [v for line in values for v in line] if kind == IDS else values
+    inner = pa.int64()
+    if any(isinstance(v, str) for v in flat):
+      inner = pa.string()
+      values = [
+        [str(v) for v in line] if kind == IDS else str(line) for line in values
+      ]
+  else:
+    inner = pa.int64() if kind == INTEGER else pa.float64()
+  return pa.array(values, pa.list_(inner) if kind in _LISTS else inner)
+
+
+def _listed(cell: Any) -> Any:
+  """The list in a cell: a list, '[1, 2]', '1|2' or '' (none at all)."""
+  if not isinstance(cell, str):
+    return cell
+  text = cell.strip()
+  if not text.startswith("["):
+    return text.split("|") if text else []
+  try:
+    return json.loads(text)
+  except ValueError:
+    return cell
+
+
+def _value(path, row, name, cell: Any, single: str, kind: str) -> Any:
+  """One cell, or one entry of a list, as int, float or str."""
+  if cell in _EMPTY:
+    where = "an entry" if kind in _LISTS else "the value"
+    fail(path, row, name, f"{where} is missing; fill it or drop the row")
+  good = isinstance(cell, (int, str, float))
+  try:
+    if single == NUMBER and good:
+      return float(cell)
+    if single == INTEGER and good and not isinstance(cell, bool):
+      return _integer(cell)
+    if single in (ID, TEXT) and isinstance(cell, (int, str)):
+      if isinstance(cell, str):
+        return cell
+      if not isinstance(cell, bool) and abs(cell) < 2**63:
+        return cell
+  except (ValueError, OverflowError):
+    pass
+  fail(path, row, name, f"{_short(cell)} is not {kind}")
+
+
+def _integer(cell: int | str | float) -> int:
+  """`cell` if it is a whole number of 64 bits, else ValueError."""
+  value = int(cell)
+  if value != (float(cell) if isinstance(cell, float) else value):
+    raise ValueError(cell)
+  if abs(value) >= 2**63:
+    raise ValueError(cell)
+  return value
+
+
+def _short(cell: Any) -> str:
+  text = repr(cell)
+  return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""Walking down a trie of legal tokens: legality, sampling, beams, trees."""

@@ -1,0 +1,186 @@
+"""Which tokens are legal: one rule for every head and every decoder.
+
+A request's items sorted by semantic ID form a trie in which every prefix is
+an interval of ranks. A rank is an item's place in that order; a token at
+level l is stood for by the first legal rank of its run. So a distribution
+over legal tokens is a distribution over at most N ranks, and the next prefix
+is the run that was chosen: no table of V codes is ever built.
+
+Letters: X states of a request (rollouts, or rollouts times slots).
+"""
+
+from collections.abc import Callable, Sequence
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.types import PAD, Array
+
+# Finite, so that masked log-probabilities times zero stay zero.
+NEGATIVE = -1e9
+
+
+@struct.dataclass
+class Trie:
+  """The items of each request, sorted lexicographically by semantic ID.
+
+  Attributes:
+    order: i32[B, N], rank -> position in the request's candidates.
+    rank: i32[B, N], position -> rank.
+    codes: i32[B, N, L], codes by rank; PAD rows last.
+    start: i32[B, L, N], first rank of the run that shares codes 0..l.
+    stop: i32[B, L, N], one past the run's last rank.
+    real: bool[B, N], False at padding.
+    size: i32[B], slots to fill.
+  """
+
+  order: Array
+  rank: Array
+  codes: Array
+  start: Array
+  stop: Array
+  real: Array
+  size: Array
+
+
+# A rule maps (trie, placed i32[B, X, K], slot i32[B, X]) to bool[B, X, N]
+# over ranks; rules are composed by "and".
+Rule = Callable[[Trie, Array, Array], Array]
+
+
+def build(codes: Array, real: Array, size: Array) -> Trie:
+  """Sorts each request's items into a trie.
+
+  Args:
+    codes: i32[B, N, L], distinct rows where real.
+    real: bool[B, N].
+    size: i32[B].
+
+  Returns:
+    The Trie.
+  """
+  B, N, L = codes.shape
+  position = jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32), (B, N))
+  columns = [codes[:, :, level] for level in range(L)]
+  fake, *columns, order = jax.lax.sort(
+    [(~real).astype(jnp.int32), *columns, position],
+    dimension=1,
+    num_keys=L + 1,
+  )
+  codes = jnp.stack(columns, axis=-1)
+  rank = jnp.argsort(order, axis=1).astype(jnp.int32)
+  # A run at level l ends where any of the codes 0..l changes.
+  change = jnp.cumsum(codes[:, 1:] != codes[:, :-1], axis=-1) > 0
+  change |= (fake[:, 1:] != fake[:, :-1])[..., None]
+  edge = jnp.ones((B, 1, L), bool)
+  first = jnp.concatenate([edge, change], axis=1).swapaxes(1, 2)
+  last = jnp.concatenate([change, edge], axis=1).swapaxes(1, 2)
+  place = position[:, None]
+  start = jax.lax.cummax(jnp.where(first, place, 0), axis=2)
+  stop = jax.lax.cummin(jnp.where(last, place + 1, N), axis=2, reverse=True)
+  return Trie(order, rank, codes, start, stop, fake == 0, size)
+
+
+def alive(
+  trie: Trie, placed: Array, slot: Array, rules: Sequence[Rule] = ()
+) -> Array:
+  """Items that may still be placed.
+
+  Args:
+    trie: the requests' items.
+    placed: i32[B, X, K], ranks already placed, PAD elsewhere.
+    slot: i32[B, X], the slot to fill.
+    rules: business rules; all must allow an item.
+
+  Returns:
+    bool[B, X, N] over ranks.
+  """
+  N = trie.order.shape[1]
+  used = (placed[..., None] == jnp.arange(N)[None, None, None]).any(2)
+  legal = trie.real[:, None] & ~used
+  legal &= (slot < trie.size[:, None])[..., None]
+  for rule in rules:
+    legal &= rule(trie, placed, slot)
+  return legal
+
+
+def children(trie: Trie, legal: Array, rank: Array, level: int) -> Array:
+  """Legal next tokens, each stood for by the first legal rank of its run.
+
+  Args:
+    trie: the requests' items.
+    legal: bool[B, X, N] over ranks, from `alive`.
+    rank: i32[B, X], any rank under the current prefix (ignored at level 0).
+    level: static, level of the token to choose.
+
+  Returns:
+    bool[B, X, N], True at one rank a legal token.
+  """
+  N = legal.shape[-1]
+  if level > 0:
+    place = jnp.arange(N)[None, None]
+    safe = jnp.maximum(rank, 0)
+    low = jnp.take_along_axis(trie.start[:, level - 1], safe, axis=1)
+    high = jnp.take_along_axis(trie.stop[:, level - 1], safe, axis=1)
+    legal = legal & (place >= low[..., None]) & (place < high[..., None])
+    legal &= (rank >= 0)[..., None]
+  before = jnp.cumsum(legal, axis=-1) - legal
+  start = jnp.broadcast_to(trie.start[:, level][:, None], legal.shape)
+  return legal & (before == jnp.take_along_axis(before, start, axis=-1))
+
+
+def log_probs(logits: Array, first: Array) -> Array:
+  """Log-probabilities renormalised over the legal tokens.
+
+  Args:
+    logits: f32[..., N] by rank; ranks of one run share their token's logit.
+    first: bool[..., N], from `children`.
+
+  Returns:
+    f32[..., N]; NEGATIVE where not legal, 0 everywhere if nothing is.
+  """
+  masked = jnp.where(first, logits, NEGATIVE)
+  logp = jnp.where(first, jax.nn.log_softmax(masked, axis=-1), NEGATIVE)
+  return jnp.where(first.any(-1, keepdims=True), logp, 0.0)
+
+
+def pin(positions: Array) -> Rule:
+  """A rule: candidate `positions[b, k]` is shown at slot k and nowhere else.
+
+  Args:
+    positions: i32[B, K], positions in candidates, PAD where free.
+  """
+
+  def rule(trie: Trie, placed: Array, slot: Array) -> Array:
+    N = trie.order.shape[1]
+    here = jnp.take_along_axis(
+      positions, jnp.minimum(slot, positions.shape[1] - 1), axis=1
+    )
+    match = trie.order[:, None] == here[..., None]
+    pinned = (positions[:, None] == jnp.arange(N)[None, :, None]).any(-1)
+    by_rank = jnp.take_along_axis(pinned, trie.order, axis=1)[:, None]
+    return jnp.where((here >= 0)[..., None], match, ~by_rank)
+
+  return rule
+
+
+def cap(groups: Array, limit: Array) -> Rule:
+  """A rule: at most `limit[b]` items of one group a slate.
+
+  Args:
+    groups: i32[B, N], group of each candidate, by position.
+    limit: i32[B].
+  """
+
+  def rule(trie: Trie, placed: Array, slot: Array) -> Array:
+    del slot
+    by_rank = jnp.take_along_axis(groups, trie.order, axis=1)
+    B, X, K = placed.shape
+    flat = jnp.maximum(placed, 0).reshape(B, X * K)
+    shown = jnp.take_along_axis(by_rank, flat, axis=1).reshape(B, X, K)
+    same = shown[..., None] == by_rank[:, None, None]
+    count = (same & (placed >= 0)[..., None]).sum(2)
+    return count < limit[:, None, None]
+
+  return rule

@@ -1,0 +1,67 @@
+"""Beam search over lists of items, driven by any scorer of the next item.
+
+A scorer says what each candidate would be worth as the next item of a prefix;
+a slate's value is the sum over its positions. Because a position's worth
+depends on the items above it only, a prefix's value is final.
+"""
+
+from typing import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rerank_rl import types
+
+_NEVER = -1e9  # Below any value; finite, so that no NaN can arise.
+
+
+def search(
+  score: Callable[[jax.Array, jax.Array], jax.Array],
+  request: types.Request,
+  slots: int,
+  width: int = 1,
+) -> jax.Array:
+  """Slates of high summed score; width 1 is list-greedy.
+
+  Args:
+    score: (placed i32[B, W, K] with PAD from position k on, k i32[]) to
+      f32[B, W, N], worth of each candidate at position k.
+    request: whose candidates fill `size` <= slots positions each; fewer
+      where there are fewer candidates.
+    slots: K.
+    width: prefixes kept at each position, at most N.
+
+  Returns:
+    i32[B, width, K], positions in the candidates, best slate first, PAD
+    behind the last; rows of PAD where fewer than `width` slates exist.
+  """
+  real = request.candidates >= 0
+  chex.assert_rank(real, 2)
+  batch, count = real.shape
+  want = jnp.minimum(request.size, jnp.sum(real, 1, dtype=jnp.int32))
+  rows = jnp.arange(batch)[:, None]
+
+  def step(k, state):
+    placed, value, used = state
+    gain = score(placed, k)
+    total = jnp.where(used, _NEVER, value[..., None] + gain)
+    # A dead beam or a full slate offers itself once, unchanged.
+    still = jnp.where(jnp.arange(count) == 0, value[..., None], _NEVER)
+    full = (k >= want)[:, None, None]
+    total = jnp.where(full, still, total)
+    total = jnp.maximum(total, _NEVER).reshape(batch, -1)
+    value, index = jax.lax.top_k(total, width)
+    parent, item = index // count, (index % count).astype(jnp.int32)
+    item = jnp.where(full[..., 0], types.PAD, item)
+    placed = placed[rows, parent].at[:, :, k].set(item)
+    picked = jnp.arange(count) == item[..., None]
+    return placed, value, used[rows, parent] | picked
+
+  placed = jnp.full((batch, width, slots), types.PAD, jnp.int32)
+  first = jnp.arange(width) == 0  # All prefixes are equal at the start.
+  value = jnp.where(first, 0.0, _NEVER)[None] + jnp.zeros((batch, 1))
+  used = jnp.broadcast_to(~real[:, None], (batch, width, count))
+  placed, value, _ = jax.lax.fori_loop(0, slots, step, (placed, value, used))
+  dead = value <= _NEVER / 2
+  return jnp.where(dead[..., None], types.PAD, placed)

@@ -1,0 +1,1 @@
+"""What a slate is worth: metrics, intervals, the judge and its report."""

@@ -1,0 +1,1 @@
+"""Every network of the library; the only home of Flax Linen."""

@@ -1,0 +1,399 @@
+"""The policy: a prefix-LM that reads a request and writes a slate's tokens.
+
+Prompt: user, history (causal), candidates (a set), start. Every position of
+a token's row is a rank (the candidates sorted by semantic ID), so that the
+encoder sees the same array however the candidates were permuted. Decoding
+sees a policy only as the pure functions of `Policy`.
+
+Letters: P = H + N + 2 prompt tokens (one more with a goal), X states, d
+width; C, Q, S as in transformer.py.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.config import ConfigError, PolicyConfig
+from rerank_rl.models.transformer import KeyValue, Transformer
+from rerank_rl.types import Array, Request
+
+
+@struct.dataclass
+class Prompt:
+  """A request as the decoder needs it; computed once a request.
+
+  Attributes:
+    root: f32[B, d], state from which the first token is chosen.
+    memory: KeyValue f32[layers, B, H, P, dh].
+    mask: bool[B, P], real prompt tokens.
+    inputs: f32[B, N, L, d], by rank, what feeding the level's token adds.
+    keys: f32[B, L, N, d], by rank, output embedding of the level's token.
+  """
+
+  root: Array
+  memory: KeyValue
+  mask: Array
+  inputs: Array
+  keys: Array
+
+
+class Policy(NamedTuple):
+  """Pure functions of one policy; `levels` is 1 for pointer heads.
+
+  Attributes:
+    levels: tokens an item (L).
+    slots: items a slate (K).
+    init: (key, catalogue, request) -> params.
+    codes: (catalogue, request) -> i32[B, N, L], the candidates' tokens.
+    prefill: (params, catalogue, request, order i32[B, N]) -> Prompt.
+    step: (params, prompt, cache, rank i32[B, C, Q], t, at, mask) ->
+      (state f32[B, C, Q, d], cache); feeds the token at depth t.
+    logits: (params, prompt, state f32[B, X, d], level) -> f32[B, X, N] by
+      rank.
+    score: (params, prompt, ranks i32[B, G, K]) -> f32[B, G, K, L, N].
+    cache: (prompt, C, S) -> KeyValue of zeros.
+  """
+
+  levels: int
+  slots: int
+  init: Callable
+  codes: Callable
+  prefill: Callable
+  step: Callable
+  logits: Callable
+  score: Callable
+  cache: Callable
+
+
+def gather_items(table: Array, rows: Array) -> Array:
+  """Rows of a catalogue table, zeros at PAD; rows i32[...] -> [..., F]."""
+  values = table[jnp.maximum(rows, 0)]
+  return jnp.where((rows >= 0)[..., None], values, 0)
+
+
+def _take(values: Array, index: Array) -> Array:
+  """values[b, index[b, x]]: [B, N, ...] by i32[B, X] -> [B, X, ...]."""
+  return jax.vmap(lambda v, i: v[i])(values, index)
+
+
+class Sizes(NamedTuple):
+  """Static sizes of the data: what the parameters' shapes depend on.
+
+  Attributes:
+    codes: V, codes a level of the catalogue's semantic IDs.
+    levels: L of the catalogue's semantic IDs.
+    slots: K, items a slate.
+    history: H.
+    candidates: N.
+  """
+
+  codes: int
+  levels: int
+  slots: int
+  history: int
+  candidates: int
+
+
+class SlateTransformer(nn.Module):
+  """The prefix-LM; heads differ in tokens and output embeddings alone."""
+
+  config: PolicyConfig
+  sizes: Sizes
+
+  def setup(self):
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    table = nn.initializers.normal(c.dim**-0.5)
+    param = lambda name, *shape: self.param(name, table, shape, dtype)  # noqa: E731
+    dense = functools.partial(
+      nn.Dense, c.dim, dtype=dtype, param_dtype=dtype, use_bias=False
+    )
+    sizes = self.sizes
+    self.sid = [
+      param(f"sid_{i}", sizes.codes, c.dim) for i in range(sizes.levels)
+    ]
+    self.slot = param("slot", sizes.slots, c.dim)
+    self.level = param("level", sizes.levels, c.dim)
+    self.kind = param("kind", 4, c.dim)
+    self.past = param("past", sizes.history, c.dim)
+    self.features = dense()
+    self.scored = dense()
+    self.score_weight = param("score_weight", 1, c.dim)
+    self.user = dense()
+    self.goal = dense()
+    self.body = Transformer(c.dim, c.layers, c.heads, dtype)
+    self.query = [dense() for _ in range(sizes.levels)]
+    self.placed = dense()
+
+  @property
+  def tokens_per_item(self):
+    """L of this head's tokens."""
+    return self.sizes.levels
+
+  @staticmethod
+  def tokens_of(catalogue, request):
+    """i32[B, N, L]: the candidates' semantic IDs."""
+    return catalogue.sids[jnp.maximum(request.candidates, 0)]
+
+  def _items(self, catalogue, rows):
+    """Item embeddings f32[..., d]: semantic ID plus observed features."""
+    x = self.features(gather_items(catalogue.features, rows))
+    for level, table in enumerate(self.sid):
+      codes = catalogue.sids[jnp.maximum(rows, 0), level]
+      x += jnp.where((rows >= 0)[..., None], table[codes], 0)
+    return x
+
+  def encode(self, catalogue, request, order):
+    """Embeds the request and runs the encoder, candidates by rank.
+
+    Returns:
+      (start f32[B, d], context f32[B, N, d], memory, real bool[B, P]).
+    """
+    B, N = order.shape
+    H = request.history.shape[1]
+    rows = jnp.take_along_axis(request.candidates, order, axis=1)
+    scores = jnp.take_along_axis(request.scores, order, axis=1)[..., None]
+    scores = scores.astype(self.slot.dtype)
+    items = self._items(catalogue, rows)
+    raw = gather_items(catalogue.features, rows)
+    # A score speaks about the item's features; the product lets attention
+    # sum up (score, feature) pairs into an estimate of the user.
+    items += scores * (self.scored(raw) + self.score_weight[None])
+    items = self._indexed(items, order)
+    past = self._items(catalogue, request.history) + self.past[None]
+    x = jnp.concatenate(
+      [
+        self._users(request),
+        past + self.kind[1][None, None],
+        items + self.kind[2][None, None],
+        jnp.broadcast_to(self.kind[3], (B, 1, self.config.dim)),
+      ],
+      axis=1,
+    )
+    U = x.shape[1] - H - N - 1
+    one = jnp.ones((B, U), bool)
+    real = jnp.concatenate(
+      [one, request.history >= 0, rows >= 0, one[:, :1]], axis=1
+    )
+    mask = _prefix_mask(U, H, N)[None] & real[:, None]
+    states, memory = self.body.encode(x, mask)
+    return states[:, -1], states[:, U + H : U + H + N], memory, real
+
+  def states(self, catalogue, request):
+    """Encoder alone, in the candidates' own order: (start, context)."""
+    order = jnp.broadcast_to(
+      jnp.arange(request.candidates.shape[1]), request.candidates.shape
+    )
+    return self.encode(catalogue, request, order)[:2]
+
+  def prompt(self, catalogue, request, order, tokens):
+    """The `Prompt` of requests whose tokens by rank are i32[B, N, L]."""
+    root, context, memory, real = self.encode(catalogue, request, order)
+    return Prompt(
+      root=root,
+      memory=memory,
+      mask=real,
+      inputs=self._inputs(tokens, context),
+      keys=self._keys(tokens, context, order),
+    )
+
+  def _users(self, request):
+    """User tokens f32[B, 1 or 2, d]: features, and a goal where asked."""
+    shape = (request.candidates.shape[0], 1, self.config.dim)
+    user = jnp.broadcast_to(self.kind[0], shape)
+    if request.user.shape[1]:
+      user += self.user(request.user)[:, None]
+    if request.goal is None:
+      return user
+    return jnp.concatenate([user, self.goal(request.goal)[:, None]], axis=1)
+
+  def _indexed(self, items, order):
+    """Adds what a head needs to be told of the candidates' order."""
+    return items
+
+  def _inputs(self, tokens, context):
+    """What a token feeds: its code and, once complete, the item's state."""
+    levels = [table[tokens[:, :, i]] for i, table in enumerate(self.sid)]
+    x = jnp.stack(levels, axis=2)
+    return x.at[:, :, -1].add(self.placed(context))
+
+  def _keys(self, tokens, context, order):
+    """Output embeddings: the codes', tied to the input's."""
+    levels = [table[tokens[:, :, i]] for i, table in enumerate(self.sid)]
+    return jnp.stack(levels, axis=1)
+
+  def extend(self, prompt, cache, rank, t, at, mask):
+    """Feeds tokens; see `Policy.step`. t i32 broadcastable to rank."""
+    B, C, Q = rank.shape
+    L = prompt.inputs.shape[2]
+    depth = jnp.broadcast_to(t, rank.shape)
+    N = prompt.inputs.shape[1]
+    flat = prompt.inputs.reshape(B, N * L, -1)
+    index = jnp.maximum(rank, 0) * L + depth % L
+    x = _take(flat, index.reshape(B, C * Q)).reshape(B, C, Q, -1)
+    x = jnp.where((rank >= 0)[..., None], x, 0)
+    x += self.slot[depth // L] + self.level[depth % L]
+    return self.body.extend(x, prompt.memory, prompt.mask, cache, at, mask)
+
+  def queries(self, state, level):
+    """Projects states f32[B, X, d] for the level's output embeddings."""
+    return self.query[level](state)
+
+  def initialise(self, catalogue, request, order, tokens):
+    """Touches every parameter; only for `init`."""
+    prompt = self.prompt(catalogue, request, order, tokens)
+    rank = jnp.zeros((order.shape[0], 1, 1), jnp.int32)
+    mask = jnp.ones((1, 1, 1, 1), bool)
+    self.extend(prompt, None, rank, 0, 0, mask)
+    for level in range(tokens.shape[-1]):
+      self.queries(prompt.root[:, None], level)
+
+
+class PointerTransformer(SlateTransformer):
+  """The same with one token an item; keys are the candidates' states."""
+
+  @property
+  def tokens_per_item(self):
+    """A position is one token."""
+    return 1
+
+  @staticmethod
+  def tokens_of(catalogue, request):
+    """i32[B, N, 1]: the candidates' positions."""
+    place = jnp.arange(request.candidates.shape[1], dtype=jnp.int32)
+    return jnp.broadcast_to(place[:, None], (*request.candidates.shape, 1))
+
+  def _inputs(self, tokens, context):
+    return self.placed(context)[:, :, None]
+
+  def _keys(self, tokens, context, order):
+    return context[:, None]
+
+
+class LocalIndexTransformer(PointerTransformer):
+  """GloRank's ablation: the token is the item's index in the request."""
+
+  def setup(self):
+    super().setup()
+    table = nn.initializers.normal(self.config.dim**-0.5)
+    shape = (self.sizes.candidates, self.config.dim)
+    dtype = jnp.dtype(self.config.dtype)
+    self.index_in = self.param("index_in", table, shape, dtype)
+    self.index_out = self.param("index_out", table, shape, dtype)
+
+  def _indexed(self, items, order):
+    return items + self.index_in[order]
+
+  def _keys(self, tokens, context, order):
+    return self.index_out[order][:, None]
+
+
+def _prefix_mask(users: int, history: int, candidates: int) -> Array:
+  """bool[P, P]: user; causal history; a set of candidates; a start token."""
+  P = users + history + candidates + 1
+  place = jnp.arange(P)
+  kind = jnp.digitize(place, jnp.array([users, users + history, P - 1]))
+  earlier = kind[None] < kind[:, None]
+  same = kind[None] == kind[:, None]
+  causal = place[None] <= place[:, None]
+  return earlier | (same & (causal | (kind != 1)[:, None]))
+
+
+# A head is a module; the tokens of pointer heads are positions.
+HEADS = {
+  "global": SlateTransformer,
+  "pointer": PointerTransformer,
+  "local_index": LocalIndexTransformer,
+}
+
+
+def make_policy(config: PolicyConfig, sizes: Sizes) -> Policy:
+  """Builds the pure functions of a policy.
+
+  Args:
+    config: widths and head.
+    sizes: the data's sizes.
+
+  Returns:
+    A Policy.
+
+  Raises:
+    ConfigError: an unknown head, or heads that do not divide the width.
+  """
+  if config.head not in HEADS:
+    raise ConfigError(
+      f"config.policy.head={config.head!r}; choose from {', '.join(HEADS)}."
+    )
+  if config.dim % config.heads:
+    raise ConfigError(
+      f"config.policy.dim={config.dim} is not a multiple of "
+      f"config.policy.heads={config.heads}."
+    )
+  module = HEADS[config.head](config, sizes)
+  L = module.tokens_per_item
+
+  def by_rank(catalogue, request, order):
+    return _take(module.tokens_of(catalogue, request), order)
+
+  def init(key, catalogue, request):
+    B, N = request.candidates.shape
+    order = jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32), (B, N))
+    tokens = by_rank(catalogue, request, order)
+    return module.init(
+      key, catalogue, request, order, tokens, method="initialise"
+    )["params"]
+
+  def prefill(params, catalogue, request, order):
+    tokens = by_rank(catalogue, request, order)
+    return module.apply(
+      {"params": params}, catalogue, request, order, tokens, method="prompt"
+    )
+
+  def step(params, prompt, cache, rank, t, at, mask):
+    return module.apply(
+      {"params": params}, prompt, cache, rank, t, at, mask, method="extend"
+    )
+
+  def logits(params, prompt, state, level):
+    query = module.apply({"params": params}, state, level, method="queries")
+    return jnp.einsum("bxd,bnd->bxn", query, prompt.keys[:, level])
+
+  def score(params, prompt, ranks):
+    return _score(params, prompt, ranks, step, logits, L)
+
+  def cache(prompt, C, S):
+    layers, B, H, _, dh = prompt.memory.key.shape
+    zeros = jnp.zeros((layers, B, C, H, S, dh), prompt.memory.key.dtype)
+    return KeyValue(zeros, zeros)
+
+  return Policy(
+    L, sizes.slots, init, module.tokens_of, prefill, step, logits, score, cache
+  )
+
+
+def _score(params, prompt, ranks, step, logits, L):
+  """Teacher forcing of G slates a request as path blocks: no tree mask.
+
+  Each chain is causal within itself and shares the prompt's keys; the last
+  token is never fed, since its edge is scored from its parent's state.
+  """
+  B, G, K = ranks.shape
+  T = K * L
+  fed = jnp.repeat(ranks, L, axis=2)[:, :, : T - 1]
+  depth = jnp.arange(T - 1)[None, None]
+  causal = jnp.tril(jnp.ones((T - 1, T - 1), bool))[None, None]
+  root = jnp.broadcast_to(
+    prompt.root[:, None, None], (B, G, 1, prompt.root.shape[-1])
+  )
+  states, _ = step(params, prompt, None, fed, depth, 0, causal)
+  states = jnp.concatenate([root, states], axis=2).reshape(B, G, K, L, -1)
+  out = []
+  for level in range(L):
+    flat = states[:, :, :, level].reshape(B, G * K, -1)
+    out.append(logits(params, prompt, flat, level).reshape(B, G, K, -1))
+  return jnp.stack(out, axis=3)

@@ -1,0 +1,151 @@
+"""Transformer blocks whose keys and values are explicit arrays.
+
+Letters: Q queries that are processed together, C caches of a request (one
+a rollout chain, or one for a whole tree), S places in such a cache, P prompt
+tokens, H heads, d width, dh width of a head.
+"""
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.types import Array
+
+
+@struct.dataclass
+class KeyValue:
+  """Keys and values of all layers.
+
+  Attributes:
+    key: f32[layers, ..., H, S, dh].
+    value: f32[layers, ..., H, S, dh].
+  """
+
+  key: Array
+  value: Array
+
+
+def attend(query: Array, key: Array, mask: Array, scale: float) -> Array:
+  """Masked attention scores f32[..., Q, S]; finite where masked."""
+  scores = jnp.einsum("...qd,...sd->...qs", query, key) * scale
+  return jnp.where(mask, scores, jnp.asarray(-1e9, scores.dtype))
+
+
+class Block(nn.Module):
+  """Pre-norm attention and MLP with GELU; `encode` and `extend` share it."""
+
+  dim: int
+  heads: int
+  dtype: jnp.dtype
+
+  def setup(self):
+    dense = lambda n, name: nn.Dense(  # noqa: E731
+      n, dtype=self.dtype, param_dtype=self.dtype, name=name
+    )
+    norm = lambda name: nn.LayerNorm(  # noqa: E731
+      dtype=self.dtype, param_dtype=self.dtype, name=name
+    )
+    self.norm_attention = norm("norm_attention")
+    self.qkv = dense(3 * self.dim, "qkv")
+    self.out = dense(self.dim, "out")
+    self.norm_mlp = norm("norm_mlp")
+    self.up = dense(4 * self.dim, "up")
+    self.down = dense(self.dim, "down")
+
+  def _project(self, x):
+    """Queries, keys and values, each f32[..., H, Q, dh]."""
+    parts = self.qkv(self.norm_attention(x))
+    parts = parts.reshape(*x.shape[:-1], 3, self.heads, self.dim // self.heads)
+    return [jnp.moveaxis(parts[..., i, :, :], -2, -3) for i in range(3)]
+
+  def _finish(self, x, mixed):
+    """Residual attention output, then the MLP."""
+    mixed = jnp.moveaxis(mixed, -3, -2).reshape(x.shape)
+    x = x + self.out(mixed)
+    return x + self.down(nn.gelu(self.up(self.norm_mlp(x))))
+
+  def encode(self, x, mask):
+    """Self-attention over x f32[B, P, d] under mask bool[B, P, P].
+
+    Returns:
+      (x, key f32[B, H, P, dh], value).
+    """
+    query, key, value = self._project(x)
+    scale = (self.dim // self.heads) ** -0.5
+    share = jax.nn.softmax(attend(query, key, mask[:, None], scale))
+    return self._finish(x, share @ value), key, value
+
+  def extend(self, x, prompt, prompt_mask, cache, at, mask):
+    """Attends to the shared prompt and to the request's own caches.
+
+    Args:
+      x: f32[B, C, Q, d], new tokens.
+      prompt: (key, value) f32[B, H, P, dh], never repeated over C.
+      prompt_mask: bool[B, P].
+      cache: (key, value) f32[B, C, H, S, dh], or None: the new tokens alone.
+      at: where in S the new tokens' keys are written.
+      mask: bool[B or 1, C or 1, Q, S], own tokens that each query sees.
+
+    Returns:
+      (x, key f32[B, C, H, S, dh], value).
+    """
+    query, key, value = self._project(x)
+    if cache is not None:
+      where = (0, 0, 0, at, 0)
+      key = jax.lax.dynamic_update_slice(cache[0], key, where)
+      value = jax.lax.dynamic_update_slice(cache[1], value, where)
+    scale = (self.dim // self.heads) ** -0.5
+    B, C, H, Q, dh = query.shape
+    # Fold C into the queries: one product with the prompt for all caches.
+    folded = query.swapaxes(1, 2).reshape(B, H, C * Q, dh)
+    there = attend(folded, prompt[0], prompt_mask[:, None, None], scale)
+    there = there.reshape(B, H, C, Q, -1).swapaxes(1, 2)
+    own = attend(query, key, mask[:, :, None], scale)
+    share = jax.nn.softmax(jnp.concatenate([there, own], axis=-1))
+    there, own = jnp.split(share, [prompt[0].shape[2]], axis=-1)
+    folded = there.swapaxes(1, 2).reshape(B, H, C * Q, -1) @ prompt[1]
+    mixed = folded.reshape(B, H, C, Q, dh).swapaxes(1, 2) + own @ value
+    return self._finish(x, mixed), key, value
+
+
+class Transformer(nn.Module):
+  """A stack of blocks and a final norm."""
+
+  dim: int
+  layers: int
+  heads: int
+  dtype: jnp.dtype
+
+  def setup(self):
+    self.blocks = [
+      Block(self.dim, self.heads, self.dtype, name=f"block_{i}")
+      for i in range(self.layers)
+    ]
+    self.norm = nn.LayerNorm(
+      dtype=self.dtype, param_dtype=self.dtype, name="norm"
+    )
+
+  def encode(self, x, mask):
+    """x f32[B, P, d], mask bool[B, P, P] -> (normed x, KeyValue)."""
+    pairs = []
+    for block in self.blocks:
+      x, key, value = block.encode(x, mask)
+      pairs.append((key, value))
+    return self.norm(x), _stack(pairs)
+
+  def extend(self, x, prompt, prompt_mask, cache, at, mask):
+    """x f32[B, C, Q, d] -> (normed x, KeyValue); see `Block.extend`."""
+    pairs = []
+    for i, block in enumerate(self.blocks):
+      own = None if cache is None else (cache.key[i], cache.value[i])
+      x, key, value = block.extend(
+        x, (prompt.key[i], prompt.value[i]), prompt_mask, own, at, mask
+      )
+      pairs.append((key, value))
+    return self.norm(x), _stack(pairs)
+
+
+def _stack(pairs):
+  keys, values = zip(*pairs, strict=True)
+  return KeyValue(jnp.stack(keys), jnp.stack(values))

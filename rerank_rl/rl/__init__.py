@@ -1,0 +1,1 @@
+"""Credit, objectives and the learner: one function, one equation."""

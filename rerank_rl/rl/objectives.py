@@ -1,0 +1,92 @@
+"""Objectives: from credit and log-probabilities to a loss on edges.
+
+Each returns (sum, denominator); denominators are sums of edge weights, so
+that a merged tree and its chains give the same loss.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.decoding import tree as trees
+from rerank_rl.rl.credit import Credit
+from rerank_rl.rl.learner import PathScores
+from rerank_rl.types import Array, TokenTree
+
+
+class Loss(NamedTuple):
+  """A loss as (sum, denominator): mean it only after devices are summed."""
+
+  total: Array
+  denominator: Array
+
+
+def ratio(tree: TokenTree, scores: PathScores) -> Array:
+  """r(e) = pi(e) / pi_old(e), f32[B, E], 1 at padding."""
+  logp = trees.to_edges(tree, scores.logp)
+  wide = jnp.promote_types(logp.dtype, jnp.float32)
+  return jnp.exp(logp.astype(wide) - tree.logp_old.astype(wide))
+
+
+def clipped(
+  tree: TokenTree, scores: PathScores, credit: Credit, clip: float
+) -> Loss:
+  """-[A+ min(r, 1 + clip) + A- max(r, 1 - clip)] summed over edges (PPO)."""
+  r = ratio(tree, scores)
+  gain = credit.positive * jnp.minimum(r, 1 + clip)
+  gain += credit.negative * jnp.maximum(r, 1 - clip)
+  return Loss(-gain.sum(), tree.weight.sum())
+
+
+def reinforce(
+  tree: TokenTree, scores: PathScores, credit: Credit, clip: float
+) -> Loss:
+  """-(A+ + A-) log pi summed over edges; `clip` is not used."""
+  del clip
+  logp = trees.to_edges(tree, scores.logp)
+  gain = (credit.positive + credit.negative) * logp
+  return Loss(-gain.sum(), tree.weight.sum())
+
+
+def reference(
+  tree: TokenTree, scores: PathScores, credit: Credit, clip: float
+) -> Loss:
+  """Cross-entropy to softmax of the group's normalised rewards (GoalRank).
+
+  -sum_g softmax(A)_g log pi(slate g), a distillation of the group's order;
+  not a policy gradient, so any lists will do. Denominator: tokens a slate.
+  """
+  del clip
+  share = jax.nn.softmax(credit.leaf, axis=1)
+  logp = scores.logp.sum(-1)
+  return Loss(-(share * logp).sum(), tree.weight.sum())
+
+
+def entropy(scores: PathScores) -> Array:
+  """H(e) = -sum over legal tokens of p log p, at each path's state [B,G,T]."""
+  p = jnp.where(scores.legal, jnp.exp(scores.dist), 0)
+  return -(p * scores.dist).sum(-1)
+
+
+def kl(scores: PathScores, reference_scores: PathScores) -> Array:
+  """KL(pi || pi_ref), exact over the legal tokens of each path's state.
+
+  Returns:
+    f32[B, G, T].
+  """
+  p = jnp.where(scores.legal, jnp.exp(scores.dist), 0)
+  return (p * (scores.dist - reference_scores.dist)).sum(-1)
+
+
+def weighted(tree: TokenTree, path_values: Array) -> Loss:
+  """Mean over rollouts of path values [B, G, T], as a sum over edges."""
+  values = trees.to_edges(tree, path_values)
+  return Loss((tree.weight * values).sum(), tree.weight.sum())
+
+
+def cross_entropy(scores: PathScores, weight: Array) -> Loss:
+  """-sum of log pi over demonstrated tokens; weight f32[B, G] a slate."""
+  real = scores.legal.any(-1)
+  total = (scores.logp * weight[..., None]).sum()
+  return Loss(-total, (real * weight[..., None]).sum())

@@ -1,0 +1,1 @@
+"""What a slate is worth: list rewards."""

@@ -1,0 +1,78 @@
+"""What a slate is worth: the world's truth, an evaluator, or logged labels.
+
+A reward is a function (impression, slate i32[B, G, K]) -> Outcome.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.models import evaluator as evaluators
+from rerank_rl.types import PAD, Array, Impression, Outcome
+from rerank_rl.world import utility
+from rerank_rl.world.world import World
+
+Reward = Callable[[Impression, Array], Outcome]
+
+
+def _outcome(per_item: Array) -> Outcome:
+  reward = per_item.sum(-1)
+  return Outcome(reward, per_item, jnp.zeros_like(reward))
+
+
+def world_reward(world: World) -> Reward:
+  """Expected clicks under the true law; reads `impression.hidden`."""
+
+  def reward(impression: Impression, slate: Array) -> Outcome:
+    B, G, K = slate.shape
+    rows = jnp.take_along_axis(
+      impression.request.candidates,
+      jnp.maximum(slate, 0).reshape(B, G * K),
+      axis=1,
+    ).reshape(B, G, K)
+    items = jnp.where(slate < 0, PAD, rows)
+    return _outcome(utility.per_item(world, impression.hidden, items))
+
+  return reward
+
+
+def evaluator_reward(model, fitted, features: Array, weights) -> Reward:
+  """Expected weighted feedback by a list evaluator.
+
+  Args:
+    model: a ListEvaluator.
+    fitted: its parameters and calibration.
+    features: f32[M, F], the catalogue's.
+    weights: S floats, each signal's part in the utility.
+  """
+
+  def reward(impression: Impression, slate: Array) -> Outcome:
+    logits = evaluators.predict(
+      model, fitted, features, impression.request, slate
+    )
+    return _outcome(evaluators.values(logits, slate, weights))
+
+  return reward
+
+
+def label_gains(impression: Impression) -> Array:
+  """Logged first signal by candidate, f32[B, N]; unlogged items count 0."""
+  N = impression.request.candidates.shape[1]
+  place = jnp.where(impression.slate < 0, N, impression.slate)
+  gains = jnp.zeros((place.shape[0], N + 1), impression.feedback.dtype)
+  put = lambda g, i, v: g.at[i].set(v)  # noqa: E731
+  return jax.vmap(put)(gains, place, impression.feedback[..., 0])[:, :N]
+
+
+def label_reward(impression: Impression, slate: Array) -> Outcome:
+  """DCG@K of the logged labels over the ideal one (protocol of recovery)."""
+  B, G, K = slate.shape
+  gains = label_gains(impression)
+  discount = 1 / jnp.log2(jnp.arange(K, dtype=gains.dtype) + 2)
+  ideal = jax.lax.top_k(gains, K)[0] @ discount
+  shown = jnp.take_along_axis(
+    gains, jnp.maximum(slate, 0).reshape(B, G * K), axis=1
+  ).reshape(B, G, K)
+  shown = jnp.where(slate < 0, 0, shown) * discount[None, None]
+  return _outcome(shown / jnp.maximum(ideal, 1e-6)[:, None, None])

@@ -1,0 +1,1 @@
+"""Items to semantic IDs and back; pure functions and one small artifact."""

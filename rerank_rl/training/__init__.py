@@ -1,0 +1,1 @@
+"""Meshes, train states, checkpoints, metrics and the loop of every stage."""

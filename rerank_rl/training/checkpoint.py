@@ -1,0 +1,286 @@
+"""Checkpoints of running stages and artifacts of finished ones (Orbax).
+
+A checkpoint holds a pytree and the loop's own bookkeeping, the position in
+the data included: together or not at all. An artifact is a folder whose
+meta.json names its arrays, so that replacing meta.json, which is atomic,
+replaces the artifact. Both carry a checksum of every array, since a flipped
+bit in a weight is otherwise read without complaint.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from rerank_rl import config as config_lib
+
+_META = "meta.json"
+
+
+@jax.jit
+def _checksums(tree):
+  """u32[leaves]: for each leaf, sum over its bytes of (byte + 1) * weight.
+
+  Weights are odd, so that a change of one byte always shows; integer sums do
+  not depend on order, hence not on how an array is spread over devices.
+  """
+
+  def one(leaf):
+    if leaf.dtype == bool:
+      leaf = leaf.astype(jnp.uint8)
+    data = jax.lax.bitcast_convert_type(leaf, jnp.uint8).reshape(-1)
+    place = jnp.arange(data.size, dtype=jnp.uint32) * np.uint32(2654435761)
+    weight = (place ^ (place >> np.uint32(15))) | np.uint32(1)
+    one = (data.astype(jnp.uint32) + np.uint32(1)) * weight
+    return one.sum(dtype=jnp.uint32)
+
+  return jnp.stack([one(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _signature(tree: Any) -> str:
+  """A hash of a pytree's paths, shapes and types."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return config_lib.fingerprint(
+    [f"{jax.tree_util.keystr(p)} {x.dtype}{x.shape}" for p, x in leaves]
+  )
+
+
+class Checkpoints:
+  """The checkpoints of one running stage, in one folder.
+
+  Saving is asynchronous; one that a kill interrupts leaves those before it as
+  they were. All processes of a run call every method.
+  """
+
+  def __init__(self, folder: str | os.PathLike, keep: int = 2):
+    """Opens (and creates) `folder`, which keeps the `keep` latest."""
+    self._folder = pathlib.Path(folder).absolute()
+    context = ocp.Context()
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="progress")
+    context.checkpointables.registry = registry
+    self._checkpointer = ocp.training.Checkpointer(
+      self._folder,
+      context=context,
+      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      cleanup_tmp_directories=True,
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  @property
+  def latest(self) -> int | None:
+    """The step of the latest checkpoint, None without one.
+
+    Raises:
+      ValueError: a later one is there but has lost its commit mark.
+    """
+    done = [c.step for c in self._checkpointer.checkpoints]
+    there = [int(p.name) for p in self._folder.iterdir() if p.name.isdigit()]
+    if there and max(there) > max(done, default=-1):
+      raise self._damaged(max(there), "it was never completed")
+    return max(done, default=None)
+
+  def save(self, step: int, tree: Any, progress: dict[str, Any]) -> None:
+    """Starts saving; returns when `tree` may be donated.
+
+    Args:
+      step: non-negative; a step that is already there is left alone.
+      tree: pytree of jax.Arrays.
+      progress: what JSON can hold; process 0's is kept.
+    """
+    if any(c.step == step for c in self._checkpointer.checkpoints):
+      return
+    text = json.dumps(progress)
+    self._checkpointer.save_checkpointables_async(
+      step,
+      {
+        "arrays": {"tree": tree, "checksums": _checksums(tree)},
+        "progress": {
+          "text": text,
+          "hash": config_lib.fingerprint(text),
+          "signature": _signature(tree),
+        },
+      },
+      force=True,
+    )
+
+  def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Reads the latest checkpoint, wherever and on whatever it was written.
+
+    Args:
+      like: pytree of arrays or `jax.ShapeDtypeStruct`s with the shardings
+        that are wanted, on any mesh.
+
+    Returns:
+      (tree, progress).
+
+    Raises:
+      ValueError: there is none, it belongs to another model, or it is
+        damaged.
+    """
+    step = self.latest
+    if step is None:
+      raise ValueError(f"{self._folder} holds no checkpoint.")
+    like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      like,
+    )
+    progress = self._read(step, {"progress": None})["progress"]
+    if config_lib.fingerprint(progress.get("text")) != progress.get("hash"):
+      raise self._damaged(step, "its progress does not match its hash")
+    if progress["signature"] != _signature(like):
+      raise ValueError(
+        f"{self._folder / str(step)} holds arrays of other names, shapes or "
+        "types than this run's; use another workdir or remove "
+        f"{self._folder}."
+      )
+    count = len(jax.tree.leaves(like))
+    mesh = jax.tree.leaves(like)[0].sharding.mesh
+    sums = jax.ShapeDtypeStruct(
+      (count,),
+      jnp.uint32,
+      sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
+    )
+    wanted = {"arrays": {"tree": like, "checksums": sums}}
+    arrays = self._read(step, wanted)["arrays"]
+    if not np.array_equal(arrays["checksums"], _checksums(arrays["tree"])):
+      raise self._damaged(step, "its arrays do not match their checksums")
+    return arrays["tree"], json.loads(progress["text"])
+
+  def wait(self) -> None:
+    """Waits until what was saved is on the disk."""
+    self._checkpointer.wait()
+
+  def close(self) -> None:
+    """Waits and releases the folder."""
+    self._checkpointer.close()
+
+  def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+    try:
+      return self._checkpointer.load_checkpointables(step, wanted)
+    # Files may be missing, cut short or altered anywhere; Orbax and the
+    # libraries below it have an exception for each.
+    except Exception as error:
+      raise self._damaged(step, str(error).split("\n")[0][:200]) from error
+
+  def _damaged(self, step: int, reason: str) -> ValueError:
+    older = [c.step for c in self._checkpointer.checkpoints if c.step < step]
+    after = f"resume from step {max(older)}" if older else "start again"
+    return ValueError(
+      f"The checkpoint {self._folder / str(step)} is damaged ({reason}); "
+      f"remove that folder to {after}."
+    )
+
+
+def _read_index(folder: pathlib.Path) -> dict[str, Any]:
+  """What meta.json says; {} without one."""
+  try:
+    return json.loads((folder / _META).read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return {}
+  except (ValueError, OSError) as error:
+    raise _damaged_artifact(folder, str(error)) from error
+
+
+def _damaged_artifact(folder: pathlib.Path, reason: str) -> ValueError:
+  return ValueError(
+    f"The artifact {folder} is damaged ({reason}); remove that folder and run "
+    "the stage again."
+  )
+
+
+def _host_checksums(tree: Any) -> list[int]:
+  """`_checksums` as numbers; bytes, so that numpy keeps its 64 bits."""
+
+  def raw(leaf):
+    if isinstance(leaf, jax.Array) and not (
+      leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
+      return leaf
+    return np.frombuffer(np.asarray(leaf).tobytes(), np.uint8)
+
+  tree = jax.tree.map(raw, tree)
+  if not jax.tree.leaves(tree):
+    return []
+  return [int(x) for x in np.asarray(_checksums(tree))]
+
+
+def save_artifact(
+  path: str | os.PathLike, tree: Any, meta: dict[str, Any]
+) -> None:
+  """Writes what a stage is for; replaces what is there, or changes nothing.
+
+  All processes of a run call it. `path` may be where `tree` was loaded from.
+
+  Args:
+    path: a folder.
+    tree: pytree of dicts, lists and tuples with jax or numpy arrays.
+    meta: what JSON can hold; its "fingerprint" is what `artifact_ready` asks
+      for.
+  """
+  folder = pathlib.Path(path).absolute()
+  old = _read_index(folder).get("arrays", "arrays-0")
+  name = f"arrays-{int(old.rpartition('-')[2]) + 1}"
+  index = {"meta": meta, "arrays": name, "checksums": _host_checksums(tree)}
+  ocp.save(folder / name, {"tree": tree}, overwrite=True)
+  if jax.process_index() == 0:
+    fresh = folder / f"{_META}.tmp"
+    with open(fresh, "w", encoding="utf-8") as file:
+      file.write(json.dumps(index, indent=2) + "\n")
+      file.flush()
+      os.fsync(file.fileno())
+    fresh.replace(folder / _META)
+    for other in folder.glob("arrays-*"):
+      if other.name != name:
+        shutil.rmtree(other)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(str(folder))
+
+
+def load_artifact(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+  """Reads an artifact on whatever devices there are.
+
+  Args:
+    path: the folder given to `save_artifact`.
+
+  Returns:
+    (tree with numpy arrays, tuples having become lists; meta).
+
+  Raises:
+    ValueError: there is none or it is damaged.
+  """
+  folder = pathlib.Path(path).absolute()
+  index = _read_index(folder)
+  if not index:
+    raise ValueError(f"{folder} holds no artifact; run its stage first.")
+  try:
+    arrays = folder / index["arrays"]
+    like = jax.tree.map(
+      lambda x: np.empty(x.shape, x.dtype), ocp.metadata(arrays).metadata
+    )
+    tree = ocp.load(arrays, like)["tree"]
+    intact = _host_checksums(tree) == index["checksums"]
+  # As in Checkpoints._read: damage has many names.
+  except Exception as error:
+    raise _damaged_artifact(folder, str(error).split("\n")[0][:200]) from error
+  if not intact:
+    raise _damaged_artifact(folder, "its arrays do not match their checksums")
+  return tree, index["meta"]
+
+
+def artifact_ready(path: str | os.PathLike, fingerprint: str) -> bool:
+  """Whether `path` holds an artifact made under this fingerprint."""
+  meta = _read_index(pathlib.Path(path).absolute()).get("meta", {})
+  return meta.get("fingerprint") == fingerprint

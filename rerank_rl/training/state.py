@@ -1,0 +1,138 @@
+"""What a stage optimises, and how one gradient changes it."""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from rerank_rl.config import ConfigError, TrainConfig
+
+
+@struct.dataclass
+class TrainState:
+  """A stage's learnt state; a pytree.
+
+  Attributes:
+    params: the parameters.
+    opt_state: optax's state.
+    step: i32[], calls of `apply_gradients` so far.
+    ema: like params, their debiased exponential moving average.
+  """
+
+  params: Any
+  opt_state: Any
+  step: jax.Array
+  ema: Any
+
+
+def check(config: TrainConfig) -> None:
+  """Raises ConfigError for a TrainConfig that cannot be run."""
+  for name in ("steps", "batch_size", "accumulate", "eval_every",
+               "checkpoint_every"):
+    if getattr(config, name) < 1:
+      raise ConfigError(f"{name}={getattr(config, name)} must be at least 1.")
+  for name in ("learning_rate", "clip_norm"):
+    if not getattr(config, name) > 0:
+      raise ConfigError(f"{name}={getattr(config, name)} must be positive.")
+  for name in ("weight_decay", "patience", "warmup_steps"):
+    if getattr(config, name) < 0:
+      raise ConfigError(f"{name}={getattr(config, name)} must not be negative.")
+  if config.warmup_steps >= config.steps:
+    raise ConfigError(
+      f"warmup_steps={config.warmup_steps} must be below "
+      f"steps={config.steps}; lower it or train longer."
+    )
+  if not 0 <= config.ema < 1:
+    raise ConfigError(f"ema={config.ema} must be in [0, 1).")
+
+
+def optimizer(config: TrainConfig) -> optax.GradientTransformation:
+  """AdamW on clipped gradients, warm-up, then cosine decay to 10 %.
+
+  Steps are batches: with `accumulate` = k, k batches make one update from
+  their mean gradient, and the schedule is stretched to end with the last.
+  Biases and scales (fewer than two dimensions) are not decayed.
+
+  Args:
+    config: the stage's numbers; a caller that takes several gradient steps a
+      batch passes its `steps` and `warmup_steps` times as large.
+
+  Returns:
+    The transformation; its updates are to be added to the parameters.
+
+  Raises:
+    ConfigError: a value out of range.
+  """
+  check(config)
+  rate = optax.warmup_cosine_decay_schedule(
+    init_value=0.0 if config.warmup_steps else config.learning_rate,
+    peak_value=config.learning_rate,
+    warmup_steps=config.warmup_steps // config.accumulate,
+    decay_steps=-(-config.steps // config.accumulate),
+    end_value=0.1 * config.learning_rate,
+  )
+  tx = optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.adamw(
+      rate,
+      weight_decay=config.weight_decay,
+      mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+    ),
+  )
+  if config.accumulate > 1:
+    tx = optax.MultiSteps(tx, config.accumulate).gradient_transformation()
+  return tx
+
+
+def create(params: Any, tx: optax.GradientTransformation) -> TrainState:
+  """A state at step 0 that shares no memory with `params`.
+
+  The loop donates its state, so what it gives away must be its own.
+  """
+  return TrainState(
+    params=jax.tree.map(jnp.copy, params),
+    opt_state=tx.init(params),
+    step=jnp.zeros((), jnp.int32),
+    ema=jax.tree.map(jnp.copy, params),
+  )
+
+
+def apply_gradients(
+  state: TrainState,
+  grads: Any,
+  tx: optax.GradientTransformation,
+  decay: float,
+) -> TrainState:
+  """One gradient step, and the average follows.
+
+  With n updates behind it, ema_n = ema_{n-1} + r_n (params_n - ema_{n-1}),
+  r_n = (1 - decay) / (1 - decay^n): Adam's debiased average, so that early
+  averages do not remember the initial parameters.
+
+  Args:
+    state: the state.
+    grads: like `state.params`.
+    tx: what `optimizer` returned.
+    decay: the average's decay, in [0, 1); 0 = the parameters themselves.
+
+  Returns:
+    The next state. While gradients are being accumulated, parameters and
+    average stay as they are.
+  """
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  count, changed = state.step + 1, True
+  if isinstance(opt_state, optax.MultiStepsState):
+    count = opt_state.gradient_step
+    changed = opt_state.mini_step == 0
+  # expm1 keeps 1 - decay^n exact while n is small and decay is near 1.
+  bias = -jnp.expm1(jnp.maximum(count, 1) * jnp.log(decay))
+  rate = jnp.where(changed, (1 - decay) / bias, 0.0)
+  ema = jax.tree.map(
+    lambda old, new: (old + rate * (new - old)).astype(old.dtype),
+    state.ema,
+    params,
+  )
+  return TrainState(params, opt_state, state.step + 1, ema)

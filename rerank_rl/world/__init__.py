@@ -1,0 +1,1 @@
+"""The synthetic world: items, users, the click law and exact utilities."""

@@ -1,0 +1,280 @@
+"""What a reranker that knows the items and the law could do at best.
+
+The user is known only as a policy knows it: from the history and from the
+ranker's scores. With S the candidates' scores and h the history,
+
+  p(u | S, h) ~ p(u) prod_n N(S_n; rel(u, n), noise^2)
+                prod_h sigmoid(rel(u, h)) / Z(u),
+  Z(u) = sum over the catalogue of sigmoid(rel(u, i)),
+
+sampled by sequential Monte Carlo: users drawn from the prior, the likelihood
+raised to its power in steps, and between the steps resampling and moves
+that leave the prior as it is (Neal 1998, "Regression and classification
+using Gaussian process priors", as preconditioned Crank-Nicolson). That the
+candidates are the best-scored of a pool is left out of the likelihood, and
+history is taken as drawn from the whole catalogue even where a log withheld
+the cold items; both cost the references a little, never the systems.
+"""
+
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import jax.scipy.stats as jstats
+import numpy as np
+
+from rerank_rl.types import Array
+from rerank_rl.types import PAD
+from rerank_rl.types import Request
+from rerank_rl.world import click_law
+from rerank_rl.world import utility
+from rerank_rl.world import world as world_lib
+
+PARTICLES = 512
+STAGES = 8  # Tempering steps; the power rises as (stage / STAGES)^3.
+MOVES = 4  # Moves after each.
+STEP = 0.4  # Share of fresh noise in a move, as a standard deviation.
+ANCHORS = 2048  # Prior users that log Z is fitted on.
+CHUNK = 32  # Requests at a time.
+
+
+@struct.dataclass
+class Roots:
+  """A user's causes under the prior.
+
+  Attributes:
+    first, second: i32[S], its two topics.
+    mix: f[S, 1], Gaussian; Phi(mix) is the first topic's share.
+    noise: f[S, D], Gaussian of variance 1 / D.
+  """
+
+  first: Array
+  second: Array
+  mix: Array
+  noise: Array
+
+
+def _draw(world: world_lib.World, key: Array, count: int) -> Roots:
+  """Roots of `count` users of the prior."""
+  pair_key, mix_key, noise_key = jax.random.split(key, 3)
+  first, second = world_lib.topic_pairs(world, pair_key, count)
+  shape, dtype = (count, world.z.shape[1]), world.z.dtype
+  return Roots(
+    first=first,
+    second=second,
+    mix=jax.random.normal(mix_key, (count, 1), dtype),
+    noise=world_lib.gaussian(noise_key, shape, dtype),
+  )
+
+
+def _users(world: world_lib.World, roots: Roots) -> jax.Array:
+  """f[S, D]."""
+  share = jstats.norm.cdf(roots.mix)
+  return world_lib.blend(
+    world, roots.first, roots.second, share, roots.noise
+  )
+
+
+def _monomials(users: Array) -> jax.Array:
+  """f[S, D] -> f[S, F]: 1 and the products of up to three coordinates."""
+  size = users.shape[1]
+  i, j = np.triu_indices(size)
+  square = users[:, i] * users[:, j]
+  first, second = np.nonzero(np.arange(size)[:, None] <= i[None, :])
+  cube = users[:, first] * square[:, second]
+  one = jnp.ones_like(users[:, :1])
+  return jnp.concatenate([one, users, square, cube], axis=-1)
+
+
+@jax.jit
+def fit_normaliser(world: world_lib.World, key: Array) -> jax.Array:
+  """Coefficients f[F] of log Z(u) as a cubic polynomial in u.
+
+  Fitted by least squares on users of the prior, whose Z is exact.
+  """
+  users = world_lib.users(world, key, ANCHORS)
+  rows = jnp.arange(world.z.shape[0])
+
+  def log_z(user):
+    rel = world_lib.relevance(world, user, rows)
+    return jnp.log(jax.nn.sigmoid(rel).sum())
+
+  target = jax.lax.map(log_z, users, batch_size=16)
+  return jnp.linalg.lstsq(_monomials(users), target)[0]
+
+
+def _log_likelihood(world, normaliser, request, users) -> jax.Array:
+  """log p(S, h | u) of users f[S, D], up to a constant: f[S]."""
+  bound = functools.partial(world_lib.relevance, world)
+  many = jax.vmap(bound, (0, None))
+  gap = request.scores[None, :] - many(users, request.candidates)
+  gap = jnp.where(request.candidates[None, :] == PAD, 0.0, gap)
+  # A ranker without noise would make every particle impossible.
+  noise = max(world.config.ranker_noise, 1e-2)
+  seen = (request.history != PAD)[None, :]
+  kept = jax.nn.log_sigmoid(many(users, request.history))
+  kept = jnp.where(seen, kept, 0.0).sum(-1)
+  log_z = _monomials(users) @ normaliser
+  return kept - seen.sum() * log_z - (gap**2).sum(-1) / (2 * noise**2)
+
+
+def _resample(key: Array, log_weight: Array) -> jax.Array:
+  """Systematic resampling: i[S] rows, row s about S w_s times."""
+  count = log_weight.shape[0]
+  edges = jnp.cumsum(jax.nn.softmax(log_weight))
+  offset = jax.random.uniform(key, (), edges.dtype)
+  points = (jnp.arange(count) + offset) / count
+  return jnp.minimum(jnp.searchsorted(edges, points), count - 1)
+
+
+def _moved(world: world_lib.World, roots: Roots, key: Array) -> Roots:
+  """A proposal that leaves the prior invariant: x' = sqrt(1 - b^2) x + b e."""
+  mix_key, noise_key = jax.random.split(key)
+  keep = np.sqrt(1 - STEP**2)
+  mix = jax.random.normal(mix_key, roots.mix.shape, roots.mix.dtype)
+  shape, dtype = roots.noise.shape, roots.noise.dtype
+  noise = world_lib.gaussian(noise_key, shape, dtype)
+  return roots.replace(
+    mix=keep * roots.mix + STEP * mix,
+    noise=keep * roots.noise + STEP * noise,
+  )
+
+
+def posterior(
+  world: world_lib.World, normaliser: Array, request: Request, key: Array
+) -> jax.Array:
+  """Equally weighted users of the posterior of one request.
+
+  Args:
+    world: the truth; its items and law are read, and the prior of users.
+    normaliser: from `fit_normaliser`.
+    request: one, without a leading dimension.
+    key: a PRNG key.
+
+  Returns:
+    f[PARTICLES, D].
+  """
+  likelihood = functools.partial(
+    _log_likelihood, world, normaliser, request
+  )
+
+  def move(state, key):
+    roots, value, power = state
+    move_key, accept_key = jax.random.split(key)
+    fresh = _moved(world, roots, move_key)
+    fresh_value = likelihood(_users(world, fresh))
+    noise = jax.random.exponential(accept_key, value.shape, value.dtype)
+    accept = power * (fresh_value - value) > -noise
+
+    def choose(new, old):
+      return jnp.where(accept.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
+
+    roots = jax.tree.map(choose, fresh, roots)
+    return (roots, choose(fresh_value, value), power), None
+
+  def stage(state, inputs):
+    roots, value = state
+    rise, power, key = inputs
+    pick_key, move_key = jax.random.split(key)
+    rows = _resample(pick_key, rise * value)
+    roots, value = jax.tree.map(lambda x: x[rows], (roots, value))
+    keys = jax.random.split(move_key, MOVES)
+    (roots, value, _), _ = jax.lax.scan(move, (roots, value, power), keys)
+    return (roots, value), None
+
+  draw_key, stage_key = jax.random.split(key)
+  roots = _draw(world, draw_key, PARTICLES)
+  powers = (np.arange(STAGES + 1) / STAGES) ** 3
+  inputs = (
+    jnp.asarray(np.diff(powers), world.z.dtype),
+    jnp.asarray(powers[1:], world.z.dtype),
+    jax.random.split(stage_key, STAGES),
+  )
+  state = (roots, likelihood(_users(world, roots)))
+  (roots, _), _ = jax.lax.scan(stage, state, inputs)
+  return _users(world, roots)
+
+
+def _by_mean_relevance(world, request, users) -> jax.Array:
+  """i32[K]: the order of E[rel], which is rel at the mean user."""
+  rel = world_lib.relevance(world, users.mean(0), request.candidates)
+  rel = jnp.where(request.candidates == PAD, utility.NEG, rel)
+  return jax.lax.top_k(rel, world.config.slate_size)[1]
+
+
+def _by_mean_utility(world, request, users) -> jax.Array:
+  """i32[K]: slot by slot the item of the largest E[e_t p_t]."""
+  law, items = world.law, request.candidates
+  truth = jax.vmap(lambda user: utility.truth_of(world, user, items))(users)
+  prefix = click_law.empty_prefix(truth.rel)
+  legal, slate = items != PAD, []
+  for slot in range(world.config.slate_size):
+    p = click_law.next_clicks(law, prefix, truth.rel, slot)
+    gain = (prefix.examined[:, None] * p).mean(0)
+    item = jnp.where(legal, gain, utility.NEG).argmax()
+    prefix = click_law.place(
+      law, prefix, truth.rel[:, item], p[:, item], truth.alike[:, item]
+    )
+    legal = legal.at[item].set(False)
+    slate.append(item)
+  return jnp.stack(slate).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames="rule")
+def _apply(rule, world, normaliser, request, key, rows):
+  def one(request, row):
+    users = posterior(
+      world, normaliser, request, jax.random.fold_in(key, row)
+    )
+    return rule(world, request, users)
+
+  return jax.vmap(one)(request, rows)
+
+
+def _slates(rule, world, request, key) -> np.ndarray:
+  """`rule` on every request, a chunk at a time."""
+  fit_key, key = jax.random.split(key)
+  normaliser = fit_normaliser(world, fit_key)
+
+  def part(history, candidates, scores, rows):
+    known = Request(
+      user=candidates[:, :0],
+      history=history,
+      candidates=candidates,
+      scores=scores,
+      size=candidates[:, 0],
+    )
+    return _apply(rule, world, normaliser, known, key, rows)
+
+  return utility.chunked(
+    part,
+    CHUNK,
+    request.history,
+    request.candidates,
+    request.scores,
+    np.arange(len(request.candidates)),
+  )
+
+
+def bayes_pointwise(
+  world: world_lib.World, request: Request, key: Array
+) -> np.ndarray:
+  """Candidates in the order of posterior mean relevance.
+
+  Args:
+    world: the truth; the users' vectors are not read.
+    request: B requests, each of at least K candidates.
+    key: a PRNG key.
+
+  Returns:
+    i32[B, K], positions in `request.candidates`.
+  """
+  return _slates(_by_mean_relevance, world, request, key)
+
+
+def bayes_list(
+  world: world_lib.World, request: Request, key: Array
+) -> np.ndarray:
+  """List-greedy on the posterior mean utility; as `bayes_pointwise`."""
+  return _slates(_by_mean_utility, world, request, key)
