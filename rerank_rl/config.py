@@ -58,9 +58,9 @@ class EvaluatorConfig:
   """List evaluators A, S and B (one fit each, on disjoint thirds)."""
 
   dim: int = 64
-  max_epochs: int = 8
+  max_epochs: int = 5
   batch_size: int = 256
-  learning_rate: float = 1e-3
+  learning_rate: float = 2e-3
   weight_decay: float = 1e-2
   dropout: float = 0.1
   patience: int = 2
@@ -75,7 +75,6 @@ class PolicyConfig:
   dim: int = 64
   layers: int = 2
   heads: int = 2
-  dropout: float = 0.0
   dtype: str = "float32"
 
 
@@ -109,7 +108,6 @@ class DemoConfig:
   """Demonstrations that SFT clones."""
 
   rule: str = "evaluator"  # evaluator | logged | relevant_first
-  samples: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +131,8 @@ class RLConfig:
 class Config:
   """A run."""
 
-  name: str = "glorank_rl"
+  name: str = "glorank_rl"  # What reports call the run's own system.
+  sft_name: str = "glorank_sft"
   seed: int = 0
   protocol: str = "value"  # value | recovery | oracle
   stages: tuple[str, ...] = ("tokenizer", "evaluators", "sft", "rl")

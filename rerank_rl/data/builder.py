@@ -5,9 +5,9 @@ a record a row costs 0.4 ms to write and 0.6 ms to read, a block of 256 some
 8 microseconds a row.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import io
-from typing import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds

@@ -124,9 +124,7 @@ def _read_log(
   log = {name: table[name].to_numpy() for name in names}
   where = path / LOGS[0]
   log["user_id"] = public.rows_of(log["user_id"], user_ids, where, "user_id")
-  log["video_id"] = public.rows_of(
-    log["video_id"], item_ids, where, "video_id"
-  )
+  log["video_id"] = public.rows_of(log["video_id"], item_ids, where, "video_id")
   return log
 
 
@@ -152,9 +150,7 @@ def _sequences(
   table = public.read_parquet(where, ("user_id", "last_time_ms", "watch_seq"))
   watched = table["watch_seq"].combine_chunks()
   count = np.diff(watched.offsets.to_numpy())
-  user = public.rows_of(
-    table["user_id"].to_numpy(), user_ids, where, "user_id"
-  )
+  user = public.rows_of(table["user_id"].to_numpy(), user_ids, where, "user_id")
   item = public.rows_of(
     watched.flatten().to_numpy(), item_ids, where, "watch_seq"
   )

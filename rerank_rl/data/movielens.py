@@ -80,9 +80,10 @@ def _blocks_to_last(owner: np.ndarray) -> np.ndarray:
 def _ratings(path: pathlib.Path) -> list[np.ndarray]:
   """user_id, movie_id, rating and timestamp, each i64[ratings]."""
   names = ["user_id", "movie_id", "rating", "timestamp"]
-  if not (path / "ratings.parquet").is_file() and (
-    path / "ratings.dat"
-  ).is_file():
+  if (
+    not (path / "ratings.parquet").is_file()
+    and (path / "ratings.dat").is_file()
+  ):
     table = _lines(path / "ratings.dat", 4).astype(np.int64)
     return list(table.T)
   table = public.read_parquet(path / "ratings.parquet", names)

@@ -9,7 +9,7 @@ import numpy as np
 
 from rerank_rl.config import ConfigError
 from rerank_rl.data.schema import num_rows, take
-from rerank_rl.types import Impression, PAD
+from rerank_rl.types import PAD, Impression
 
 
 def batches(
@@ -70,9 +70,7 @@ def batches(
   return iter(stream.to_iter_dataset(options))
 
 
-def feedback_control(
-  columns: Impression, mode: str, seed: int
-) -> Impression:
+def feedback_control(columns: Impression, mode: str, seed: int) -> Impression:
   """Training columns whose feedback is real, shuffled or constant.
 
   What a system learns from shuffled or constant feedback it did not learn

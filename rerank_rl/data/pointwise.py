@@ -34,7 +34,7 @@ def item_factors(matrix: scipy.sparse.csr_matrix, width: int) -> np.ndarray:
 
   Args:
     matrix: 0/1 matrix [users, M].
-    width: factors, < min(users, M).
+    width: factors, <= min(users, M).
 
   Returns:
     f32[M, width], strongest first; zeros for items that nobody met.
@@ -44,8 +44,11 @@ def item_factors(matrix: scipy.sparse.csr_matrix, width: int) -> np.ndarray:
   scaled = (
     scipy.sparse.diags(users**-0.5) @ matrix @ scipy.sparse.diags(items**-0.5)
   )
-  start = np.full(min(scaled.shape), 1.0)  # Fixed, so that runs repeat.
-  _, strength, right = scipy.sparse.linalg.svds(scaled, width, v0=start)
+  if width < min(scaled.shape):
+    start = np.full(min(scaled.shape), 1.0)  # Fixed, so that runs repeat.
+    _, strength, right = scipy.sparse.linalg.svds(scaled, width, v0=start)
+  else:  # Arnoldi's iterations cannot find all of them.
+    _, strength, right = np.linalg.svd(scaled.toarray(), full_matrices=False)
   order = np.argsort(-strength)
   factors = right[order].T * np.sqrt(strength[order])
   largest = np.abs(factors).argmax(0)
@@ -104,7 +107,8 @@ class CoVisits:
   def _chunk(self, owner, history, candidates, trained):
     own = np.zeros(candidates.shape, np.float32)
     fit = np.flatnonzero(trained)
-    own[fit] = self._own(owner[fit], candidates[fit])
+    if fit.size:
+      own[fit] = self._own(owner[fit], candidates[fit])
     items = self.count.size
     place = np.where(history == PAD, items, history).astype(np.int64)
     both = np.zeros(candidates.shape, np.float32)

@@ -1,9 +1,9 @@
 """What the adapters of public logs share: files, features, assembly."""
 
+from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
-from typing import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from rerank_rl.config import Config, ConfigError
 from rerank_rl.data import pointwise, schema, slates
-from rerank_rl.types import Impression, PAD, Request
+from rerank_rl.types import Impression, Request
 
 SLATE = 6
 HISTORY = 50
@@ -173,16 +173,13 @@ def assemble(
     hidden=np.zeros((log.owner.size, 0), np.float32),
   )
   rows = [np.flatnonzero(log.split == s) for s in range(len(schema.SPLITS))]
-  splits = {
-    s: schema.take(columns, r) for s, r in zip(schema.SPLITS, rows)
-  }
-  width = min(FACTORS, min(matrix.shape) - 1)
-  factors = _unit(pointwise.item_factors(matrix, width))
+  splits = {s: schema.take(columns, r) for s, r in zip(schema.SPLITS, rows)}
+  features, vectors = describe(log.side, matrix)
   dataset = schema.Dataset(
     name=config.data.name,
     item_ids=log.item_ids,
-    features=np.concatenate([log.side, _scaled(factors)], 1),
-    vectors=np.concatenate([factors, _SIDE_WEIGHT * _unit(log.side)], 1),
+    features=features,
+    vectors=vectors,
     groups=log.groups,
     splits=splits,
     timestamps={s: log.time[r] for s, r in zip(schema.SPLITS, rows)},
@@ -192,6 +189,25 @@ def assemble(
     warm=schema.warm_items(splits["train"], log.item_ids.size),
   )
   return schema.validate(dataset)
+
+
+def describe(side: np.ndarray, matrix) -> tuple[np.ndarray, np.ndarray]:
+  """Item columns made of side features and training interactions.
+
+  Args:
+    side: f32[M, F0], standardised.
+    matrix: sparse 0/1 [users or requests, M], training part only.
+
+  Returns:
+    features: f32[M, F0 + R], side and R standardised SVD factors.
+    vectors: f32[M, R + F0], factors of mean squared length 1 and side
+      features of mean squared length 1/4.
+  """
+  width = min(FACTORS, *matrix.shape)
+  factors = _unit(pointwise.item_factors(matrix, width))
+  features = np.concatenate([side, _scaled(factors)], 1)
+  vectors = np.concatenate([factors, _SIDE_WEIGHT * _unit(side)], 1)
+  return features, vectors
 
 
 def signal_weights(

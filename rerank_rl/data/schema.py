@@ -4,13 +4,13 @@ A `Dataset` is plain numpy in memory; `pipeline.batches` streams from it.
 Adapters (synthetic, movielens, kuairand) and the importer all return one.
 """
 
+from collections.abc import Mapping
 import dataclasses
-from typing import Mapping
 
 import jax
 import numpy as np
 
-from rerank_rl.types import Impression, PAD
+from rerank_rl.types import PAD, Impression
 
 SPLITS = ("train", "valid", "test")
 

@@ -29,9 +29,7 @@ def cut(
   count = np.diff(np.r_[start, user.size])
   blocks = count // width
   first = np.repeat(start, blocks)
-  number = np.arange(first.size) - np.repeat(
-    np.cumsum(blocks) - blocks, blocks
-  )
+  number = np.arange(first.size) - np.repeat(np.cumsum(blocks) - blocks, blocks)
   begin = first + number * width
   if from_end:
     begin = begin + np.repeat(count % width, blocks)

@@ -4,8 +4,7 @@ import jax
 import numpy as np
 
 from rerank_rl.config import Config
-from rerank_rl.data.schema import Dataset
-from rerank_rl.data.schema import SPLITS
+from rerank_rl.data.schema import SPLITS, Dataset
 from rerank_rl.world import world as world_lib
 
 

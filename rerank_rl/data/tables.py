@@ -5,10 +5,11 @@ said in one sentence that names the file, the row and the field.
 """
 
 import collections
+from collections.abc import Iterator, Mapping
 import csv
 import json
 import pathlib
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +27,13 @@ ID, IDS, INTEGER, NUMBER, NUMBERS, TEXT = (
 )
 _LISTS = (IDS, NUMBERS)
 _EMPTY = (None, "")
-_ROWS = 1024  # A batch; bounds memory, whatever the file's size.
+_ROWS = 8192  # A batch; bounds memory, whatever the file's size.
 
 Batch = tuple[int, dict[str, pa.Array]]
 
 
 def fail(path: Any, row: int | None, field: str | None, text: str):
-  """Raises the ConfigError 'PATH, row R, field 'F': TEXT.'"""
+  """Raises ConfigError: 'PATH, row R, field 'F': TEXT.' in one sentence."""
   where = [str(path)]
   where += [f"row {row}"] if row is not None else []
   where += [f"field {field!r}"] if field is not None else []
@@ -60,7 +61,8 @@ def field_names(path: pathlib.Path) -> list[str]:
   except StopIteration:
     fail(path, None, None, "the file has no rows; give at least one")
   except (pa.ArrowException, OSError) as error:
-    fail(path, None, None, f"no readable {path.suffix[1:]} file ({_line(error)})")
+    kind = path.suffix[1:]
+    fail(path, None, None, f"no readable {kind} file ({_line(error)})")
   twice = [n for n, count in collections.Counter(names).items() if count > 1]
   if twice:
     fail(path, None, twice[0], "the column occurs twice; rename one")
@@ -73,12 +75,10 @@ def sample_kinds(path: pathlib.Path, names: list[str]) -> dict[str, bool]:
     schema = pq.read_schema(path)
     return {n: _is_list(schema.field(n).type) for n in names}
   _, first = next(_READERS[path.suffix](path))
-  return {n: isinstance(_listed(first[n]), list) for n in names}
+  return {name: _looks_listed(first[name]) for name in names}
 
 
-def batches(
-  path: pathlib.Path, kinds: Mapping[str, str]
-) -> Iterator[Batch]:
+def batches(path: pathlib.Path, kinds: Mapping[str, str]) -> Iterator[Batch]:
   """Streams some columns of a table.
 
   Args:
@@ -159,7 +159,7 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """(row number, fields) of a file with one JSON object a line."""
-  number = 0
+  number, known = 0, {}
   try:
     with path.open(encoding="utf-8-sig") as source:
       for line in source:
@@ -169,6 +169,9 @@ def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         record = json.loads(line)
         if not isinstance(record, dict):
           fail(path, number, None, "the line is no JSON object; give {...}")
+        known = known or record
+        for name in record.keys() - known.keys():
+          fail(path, number, name, "row 1 has no such field; add it there")
         yield number, record
   except (ValueError, RecursionError) as error:
     if isinstance(error, ConfigError):
@@ -247,8 +250,7 @@ def _from_cells(path, number, name, cells: list[Any], kind: str) -> pa.Array:
       cell = _listed(cell)
       if not isinstance(cell, list):
         fail(path, row, name, f"{_short(cell)} is not {kind}")
-      single = ID if kind == IDS else NUMBER
-      values.append([_value(path, row, name, v, single, kind) for v in cell])
+      values.append(_entries(path, row, name, cell, kind))
     else:
       values.append(_value(path, row, name, cell, kind, kind))
   if kind in (ID, IDS, TEXT):
@@ -262,6 +264,28 @@ def _from_cells(path, number, name, cells: list[Any], kind: str) -> pa.Array:
   else:
     inner = pa.int64() if kind == INTEGER else pa.float64()
   return pa.array(values, pa.list_(inner) if kind in _LISTS else inner)
+
+
+def _entries(path, row, name, cell: list[Any], kind: str) -> list[Any]:
+  """The entries of a list; checked one by one only if they may be wrong."""
+  types = set(map(type, cell))
+  if kind == NUMBERS and types <= {float}:
+    return cell
+  if kind == NUMBERS and types <= {str}:
+    try:
+      return list(map(float, cell))
+    except ValueError:
+      pass  # Which one is said below.
+  if kind == IDS and types <= {str} and "" not in cell:
+    return cell
+  single = ID if kind == IDS else NUMBER
+  return [_value(path, row, name, v, single, kind) for v in cell]
+
+
+def _looks_listed(cell: Any) -> bool:
+  if isinstance(cell, str):
+    return "|" in cell or cell.strip().startswith("[")
+  return isinstance(cell, list)
 
 
 def _listed(cell: Any) -> Any:
@@ -311,3 +335,27 @@ def _integer(cell: int | str | float) -> int:
 def _short(cell: Any) -> str:
   text = repr(cell)
   return text if len(text) <= 60 else text[:57] + "..."
+
+
+def joined(parts: list[pa.Array]) -> pa.Array:
+  """One array; text if any part is."""
+  if len({part.type for part in parts}) > 1:
+    parts = [part.cast(pa.string()) for part in parts]
+  return pa.concat_arrays(parts)
+
+
+def check_unique(path: pathlib.Path, field: str, ids: pa.Array) -> None:
+  """Fails at the first of `ids` that an earlier row has too."""
+  if len(ids.unique()) == len(ids):
+    return
+  values = np.array(ids.to_pylist())
+  order = np.argsort(values, kind="stable")
+  again = np.flatnonzero(values[order][1:] == values[order][:-1])
+  second = order[again + 1].min()
+  first = int(np.argmax(values == values[second]))
+  fail(
+    path,
+    int(second) + 1,
+    field,
+    f"{ids[int(second)].as_py()!r} is in row {first + 1} too; keep one of them",
+  )

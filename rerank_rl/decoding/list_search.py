@@ -5,7 +5,7 @@ a slate's value is the sum over its positions. Because a position's worth
 depends on the items above it only, a prefix's value is final.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import chex
 import jax
@@ -30,7 +30,7 @@ def search(
     request: whose candidates fill `size` <= slots positions each; fewer
       where there are fewer candidates.
     slots: K.
-    width: prefixes kept at each position, at most N.
+    width: prefixes kept at each position.
 
   Returns:
     i32[B, width, K], positions in the candidates, best slate first, PAD
@@ -59,8 +59,10 @@ def search(
     return placed, value, used[rows, parent] | picked
 
   placed = jnp.full((batch, width, slots), types.PAD, jnp.int32)
+  dtype = jax.eval_shape(score, placed, jnp.int32(0)).dtype
   first = jnp.arange(width) == 0  # All prefixes are equal at the start.
-  value = jnp.where(first, 0.0, _NEVER)[None] + jnp.zeros((batch, 1))
+  value = jnp.where(first, 0, _NEVER).astype(dtype)[None]
+  value = jnp.broadcast_to(value, (batch, width))
   used = jnp.broadcast_to(~real[:, None], (batch, width, count))
   placed, value, _ = jax.lax.fori_loop(0, slots, step, (placed, value, used))
   dead = value <= _NEVER / 2

@@ -12,8 +12,7 @@ import chex
 import numpy as np
 
 from rerank_rl import types
-from rerank_rl.evaluation import bootstrap
-from rerank_rl.evaluation import ranking
+from rerank_rl.evaluation import bootstrap, ranking
 
 Value = Callable[[types.Impression, np.ndarray], np.ndarray]
 Judgement = dict[str, np.ndarray | float]
@@ -78,8 +77,8 @@ def judge(
     metric without meaning on the data is left out.
 
   Raises:
-    ValueError: a slate of the wrong shape, beyond the candidates, or with
-      an item twice.
+    ValueError: a slate of the wrong shape, beyond the candidates, with an
+      item twice or with a hole.
   """
   for system, slate in slates.items():
     _check(system, slate, impressions)
@@ -137,6 +136,7 @@ def _check(
   for wrong, why in (
     (outside.any(1), "a position that is no candidate"),
     (twice.any(1), "an item twice"),
+    ((empty[:, :-1] & ~empty[:, 1:]).any(1), "an item below an empty slot"),
   ):
     if wrong.any():
       row = int(np.argmax(wrong))
@@ -208,7 +208,7 @@ def _variety(
   group = np.asarray(groups)[items]
   same = group[:, :, None] == group[:, None, :]
   above = np.tri(slate.shape[1], k=-1, dtype=bool)
-  repeats = (same & above & mask[:, None, :]).any(2)
+  repeats = (same & above).any(2)
   return {
     "coverage": ranking.coverage(items, candidates),
     "ild": ranking.ild(np.asarray(features, np.float64)[items], mask),

@@ -109,7 +109,7 @@ def number(value: float | None) -> str:
     return "-"
   if isinstance(value, int) or (value.is_integer() and abs(value) >= 2):
     return str(int(value))
-  return f"{value:.3f}"
+  return f"{round(value, 3) + 0.0:.3f}"  # Adding 0 turns -0.0 into 0.0.
 
 
 def bounds(interval: Sequence[float] | None) -> str:

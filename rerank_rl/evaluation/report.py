@@ -23,8 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rerank_rl.evaluation import judge
-from rerank_rl.evaluation import page
+from rerank_rl.evaluation import judge, page
 
 REPORT = "report.json"
 JUDGEMENTS = "judgements.npz"
@@ -130,12 +129,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   """
   metrics = page.headline(rows)
   seeds = len({row["seed"] for row in rows}) > 1
-  shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
   shown.add_column("system", no_wrap=True)
   if seeds:
     shown.add_column("seed", justify="right")
   for i, metric in enumerate(metrics):
-    shown.add_column(metric.replace("_", " "), justify="right", max_width=12)
+    shown.add_column(metric.replace("_", "\n"), justify="right")
     if i == 0:
       shown.add_column("95 %", justify="right", no_wrap=True)
   for row in rows:

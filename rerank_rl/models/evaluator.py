@@ -28,14 +28,58 @@ _FLOOR = 1e-6  # Probabilities stay this far from 0 and 1.
 
 
 @struct.dataclass
+class Traits:
+  """What is known of an item whoever looks at it.
+
+  Attributes:
+    code: f32[..., D].
+    phi: f32[..., R], regressors of the ranker's score.
+    facts: f32[..., 4], offset and weight of the item as a candidate, pull
+      and weight as a part of the history.
+    pool: f32[..., D / 2], what is averaged over sets of items.
+  """
+
+  code: jax.Array
+  phi: jax.Array
+  facts: jax.Array
+  pool: jax.Array
+
+  def at(self, rows) -> "Traits":
+    return jax.tree.map(lambda x: x[rows], self)
+
+
+@struct.dataclass
+class Context:
+  """A batch of requests, read.
+
+  Attributes:
+    traits: Traits of a table of items.
+    rows: i32[B, N], the candidates' rows in that table.
+    scores: f32[B, N].
+    mask: bool[B, N], False at PAD.
+    user: f32[B, D], code.
+    mean: f32[B, R], posterior mean of the ridge regression.
+    covariance: f32[B, R, R], its posterior covariance.
+  """
+
+  traits: Traits
+  rows: jax.Array
+  scores: jax.Array
+  mask: jax.Array
+  user: jax.Array
+  mean: jax.Array
+  covariance: jax.Array
+
+
+@struct.dataclass
 class Items:
   """What the list part of the network knows of an item in its request.
 
   Attributes:
-    code: f32[..., D], the item as this user sees it.
-    base: f32[..., S], logits of the signals for the item alone.
-    key: f32[..., A, E], unit vectors whose products are similarities.
-    mask: bool[...], False at PAD.
+    code: f32[B, ..., D], the item as this user sees it.
+    base: f32[B, ..., S], logits of the signals for the item alone.
+    key: f32[B, ..., A, E], unit vectors; their products are similarities.
+    mask: bool[B, ...], False at PAD.
   """
 
   code: jax.Array
@@ -45,8 +89,7 @@ class Items:
 
   def take(self, index: jax.Array) -> "Items":
     """Rows `index` i32[B, ...] (PAD allowed) of fields [B, N, ...]."""
-    safe = jnp.maximum(index, 0)
-    rows = jax.tree.map(lambda x: jax.vmap(lambda a, i: a[i])(x, safe), self)
+    rows = jax.tree.map(lambda x: _rows(x, index), self)
     return rows.replace(mask=rows.mask & (index >= 0))
 
 
@@ -64,16 +107,37 @@ class Mlp(nn.Module):
     return nn.Dense(self.widths[-1])(x)
 
 
-class UserReader(nn.Module):
+class Tower(nn.Module):
+  """Features f32[..., F] to `Traits`."""
+
+  dim: int
+  rank: int
+  dropout: float
+
+  @nn.compact
+  def __call__(self, features, train=False) -> Traits:
+    code = Mlp((self.dim, self.dim), self.dropout)(features, train)
+    offset, weight, pull, recall = jnp.split(nn.Dense(4)(code), 4, -1)
+    facts = [offset, nn.softplus(weight), pull, nn.softplus(recall - 2.0)]
+    return Traits(
+      code=code,
+      phi=nn.Dense(self.rank)(code),
+      facts=jnp.concatenate(facts, -1),
+      pool=nn.Dense(self.dim // 2)(code),
+    )
+
+
+class Reader(nn.Module):
   """Reads the user from history, candidates and the ranker's scores.
 
-  With item embeddings phi and learned offsets and weights, the posterior mean
-  of a linear-Gaussian user is the ridge solution
+  With regressors phi, offsets and weights of the items, the posterior of a
+  linear-Gaussian user is the ridge solution
 
-    u = (Lambda + sum_i w_i phi_i phi_i')^-1
-        (sum_{i in C} w_i (score_i - offset_i) phi_i + sum_{i in H} v_i phi_i),
+    covariance = (Lambda + sum_{i in C, H} w_i phi_i phi_i')^-1
+    mean = covariance (sum_{i in C} w_i (score_i - offset_i) phi_i
+                       + sum_{i in H} pull_i phi_i),
 
-  to which mean pools of both sets are added through a small network.
+  to which means over both sets are added through a small network.
   """
 
   dim: int
@@ -81,41 +145,35 @@ class UserReader(nn.Module):
   dropout: float
 
   @nn.compact
-  def __call__(self, request, history, candidates, train=False):
-    """Returns code f32[B, dim] and per-candidate f32[B, N, 3]."""
-    seen = (request.history >= 0).astype(history.dtype)[..., None]
-    shown = (request.candidates >= 0).astype(candidates.dtype)[..., None]
-    project = nn.Dense(self.rank, name="phi")
-    own = nn.Dense(2, name="observation")(candidates)
-    past = nn.Dense(2, name="recall")(history)
-    offset, weight = own[..., :1], nn.softplus(own[..., 1:]) * shown
-    pull, gain = past[..., :1] * seen, nn.softplus(past[..., 1:] - 2.0) * seen
-    phi_n, phi_h = project(candidates), project(history)
+  def __call__(self, request, past: Traits, shown: Traits, train=False):
+    """Code f32[B, D], mean f32[B, R] and covariance f32[B, R, R]."""
+    seen = (request.history >= 0)[..., None]
+    real = (request.candidates >= 0)[..., None]
+    score = request.scores[..., None]
+    offset, weight = shown.facts[..., :1], shown.facts[..., 1:2] * real
+    pull, recall = past.facts[..., 2:3] * seen, past.facts[..., 3:] * seen
     ridge = self.param("ridge", nn.initializers.ones, (self.rank,))
     precision = (
-      jnp.einsum("bnr,bnq->brq", phi_n * weight, phi_n)
-      + jnp.einsum("bhr,bhq->brq", phi_h * gain, phi_h)
+      jnp.einsum("bnr,bnq->brq", shown.phi * weight, shown.phi)
+      + jnp.einsum("bhr,bhq->brq", past.phi * recall, past.phi)
       + jnp.diag(nn.softplus(ridge))[None]
     )
-    residual = request.scores[..., None] - offset
-    moment = jnp.sum(phi_n * weight * residual, 1) + jnp.sum(phi_h * pull, 1)
-    factor = jax.scipy.linalg.cho_factor(precision, lower=True)
-    user = jax.scipy.linalg.cho_solve(factor, moment[..., None])[..., 0]
-    spread = jax.scipy.linalg.cho_solve(factor, phi_n.swapaxes(1, 2))
-    fit = jnp.einsum("bnr,br->bn", phi_n, user)
-    doubt = jnp.sum(phi_n * spread.swapaxes(1, 2), -1)
-    pools = [
-      user,
-      _mean(history, seen),
-      _mean(candidates, shown),
-      _mean(candidates * request.scores[..., None], shown),
-      _mean(request.scores[..., None], shown),
+    moment = jnp.sum(shown.phi * weight * (score - offset), 1)
+    moment = moment + jnp.sum(past.phi * pull, 1)
+    covariance = _inverse(precision)
+    mean = jnp.einsum("brq,bq->br", covariance, moment)
+    parts = [
+      mean,
+      _mean(past.pool, seen),
+      _mean(shown.pool, real),
+      _mean(shown.pool * score, real),
+      _mean(score, real),
       request.user,
     ]
     code = Mlp((2 * self.dim, self.dim), self.dropout)(
-      jnp.concatenate(pools, -1), train
+      jnp.concatenate(parts, -1), train
     )
-    return code, jnp.stack([fit, doubt, offset[..., 0]], -1)
+    return code, mean, covariance
 
 
 class ListEvaluator(nn.Module):
@@ -140,15 +198,15 @@ class ListEvaluator(nn.Module):
   dropout: float = 0.1
 
   def setup(self):
-    self.tower = Mlp((self.dim, self.dim), self.dropout)
-    self.reader = UserReader(self.dim, self.rank, self.dropout)
+    self.tower = Tower(self.dim, self.rank, self.dropout)
+    self.reader = Reader(self.dim, self.rank, self.dropout)
     self.meet = nn.Dense(self.dim)
     self.merge = Mlp((self.dim, self.dim), self.dropout)
     self.base = nn.Dense(self.signals)
     self.key = nn.Dense(self.dim)
     self.value = nn.Dense(2 * self.heads)
     self.recency = self.param(
-      "recency", _decays, (self.heads, self.slots), jnp.float32
+      "recency", _decays, (self.heads, self.slots)
     )
     self.strength = self.param(
       "strength", nn.initializers.ones, (self.slots, 4 * self.heads)
@@ -170,37 +228,58 @@ class ListEvaluator(nn.Module):
       slate: i32[B, G, K], positions in the candidates, PAD.
       train: whether dropout acts (needs the rng `dropout`).
     """
-    return self.score_slates(
-      self.encode(features, request, train), slate, train
-    )
+    chex.assert_rank(slate, 3)
+    context = self.read(features, request, train)
+    batch, slates, slots = slate.shape
+    if slates * slots < request.candidates.shape[1]:
+      flat = self.view(context, slate.reshape(batch, -1), train)
+      shape = lambda x: x.reshape(batch, slates, slots, *x.shape[2:])
+      placed = jax.tree.map(shape, flat)
+    else:  # Cheaper: each candidate once.
+      placed = self.view(context, None, train).take(slate)
+    click, stay = self._judge(placed, placed, jnp.arange(slots), train)
+    examined = jnp.cumsum(stay, -2) - stay
+    return _joint(click, examined) if self.cascade else click
 
-  def encode(self, features, request, train=False) -> Items:
-    """The request's candidates as `Items` [B, N, ...]: once a request."""
+  def encode(self, features, request) -> Items:
+    """The candidates as `Items` [B, N, ...]: what `score_next` reads."""
+    return self.view(self.read(features, request), None)
+
+  def read(self, features, request, train=False) -> Context:
+    """Reads requests: everything that does not depend on a slate."""
     chex.assert_rank([features, request.candidates], 2)
     rows = jnp.concatenate([request.history, request.candidates], 1)
-    embedded = self.tower(features[jnp.maximum(rows, 0)], train)
-    split = request.history.shape[1]
-    history, candidates = embedded[:, :split], embedded[:, split:]
-    user, facts = self.reader(request, history, candidates, train)
-    facts = jnp.concatenate([facts, request.scores[..., None]], -1)
-    product = self.meet(candidates) * user[:, None]
-    code = self.merge(
-      jnp.concatenate([candidates, product, facts], -1), train
+    rows = jnp.maximum(rows, 0)
+    if rows.size < features.shape[0]:  # Embed no more items than needed.
+      features = features[rows.ravel()]
+      rows = jnp.arange(rows.size).reshape(rows.shape)
+    traits = self.tower(features, train)
+    past, rows = jnp.split(rows, [request.history.shape[1]], 1)
+    user, mean, covariance = self.reader(
+      request, traits.at(past), traits.at(rows), train
     )
-    key = self.key(candidates)
+    mask = request.candidates >= 0
+    return Context(
+      traits, rows, request.scores, mask, user, mean, covariance
+    )
+
+  def view(self, context: Context, index, train=False) -> Items:
+    """The candidates at positions `index` i32[B, X]; all of them if None."""
+    rows, score, mask = context.rows, context.scores, context.mask
+    if index is not None:
+      score, mask = _rows(score, index), _rows(mask, index) & (index >= 0)
+      rows = _rows(rows, index)
+    item = context.traits.at(rows)
+    fit = jnp.einsum("bnr,br->bn", item.phi, context.mean)
+    doubt = jnp.sum(item.phi * (item.phi @ context.covariance), -1)
+    facts = jnp.stack([fit, doubt, score, item.facts[..., 0]], -1)
+    product = self.meet(item.code) * context.user[:, None]
+    code = self.merge(jnp.concatenate([item.code, product, facts], -1), train)
+    key = self.key(item.code)
     key = key.reshape(*key.shape[:-1], self.heads, -1)
     key = key * jax.lax.rsqrt(jnp.sum(key**2, -1, keepdims=True) + _FLOOR)
     base = self.base(jnp.concatenate([code, facts], -1))
-    return Items(code, base, key, request.candidates >= 0)
-
-  def score_slates(self, items: Items, slate, train=False):
-    """Logits f32[B, G, K, S] for slates i32[B, G, K] of encoded items."""
-    chex.assert_rank(slate, 3)
-    placed = items.take(slate)
-    place = jnp.arange(slate.shape[-1])
-    click, stay = self._judge(placed, placed, place, train)
-    examined = jnp.cumsum(stay, -2) - stay
-    return _joint(click, examined) if self.cascade else click
+    return Items(code, base, key, mask)
 
   def score_next(self, items: Items, placed, k):
     """Logits f32[B, W, N, S] of every candidate as the item at position k.
@@ -277,7 +356,7 @@ def init(model, key, features, request, members=1) -> Fitted:
   slate = jnp.zeros((request.candidates.shape[0], 1, model.slots), jnp.int32)
   start = lambda k: model.init(k, features, request, slate)["params"]
   params = jax.vmap(start)(jax.random.split(key, members))
-  ones = jnp.ones((model.signals,))
+  ones = jnp.ones((model.signals,), features.dtype)
   return Fitted(params, ones, 0 * ones)
 
 
@@ -342,6 +421,55 @@ def predict_next(model, fitted, items, placed, k) -> jax.Array:
   return _pooled(fitted, jax.vmap(apply)(fitted.params, items))
 
 
+def next_values(model, fitted, features, request, weights):
+  """A scorer of next items for `decoding.list_search.search`.
+
+  Returns:
+    A function of (placed i32[B, W, K], k) to f32[B, W, N]: the expected
+    utility sum_s weight_s * P(signal s) of each candidate at position k.
+  """
+  items = encode(model, fitted, features, request)
+
+  def score(placed, k):
+    logits = predict_next(model, fitted, items, placed, k)
+    return nn.sigmoid(logits) @ jnp.asarray(weights, logits.dtype)
+
+  return score
+
+
+def calibration(logits, impression, steps=20):
+  """Platt scaling of each signal on held-out impressions.
+
+  Minimises the cross-entropy of sigmoid(scale * logit + shift) by Newton's
+  method, with a faint prior at scale 1, shift 0 (Platt 1999).
+
+  Args:
+    logits: f32[n, K, S], of the shown slates, `Fitted` being uncalibrated.
+    impression: their `types.Impression`.
+    steps: Newton steps.
+
+  Returns:
+    scale f32[S] and shift f32[S].
+  """
+  shown = jnp.asarray(impression.slate >= 0, logits.dtype)[..., None]
+  start = jnp.asarray([1.0, 0.0], logits.dtype)
+
+  def objective(theta, x, target):
+    terms = optax.sigmoid_binary_cross_entropy(theta[0] * x + theta[1], target)
+    return jnp.sum(terms * shown[..., 0]) + jnp.sum((theta - start) ** 2)
+
+  def solve(x, target):
+    def step(_, theta):
+      slope = jax.grad(objective)(theta, x, target)
+      curve = jax.hessian(objective)(theta, x, target)
+      return theta - jnp.linalg.solve(curve, slope)
+
+    return jax.lax.fori_loop(0, steps, step, start)
+
+  theta = jax.vmap(solve, in_axes=-1)(logits, jnp.asarray(impression.feedback))
+  return theta[:, 0], theta[:, 1]
+
+
 def values(logits, slate, weights) -> jax.Array:
   """Expected utility of each position, f32[B, G, K]; 0 at PAD.
 
@@ -351,6 +479,30 @@ def values(logits, slate, weights) -> jax.Array:
   return jnp.where(slate >= 0, nn.sigmoid(logits) @ weights, 0)
 
 
+@jax.custom_jvp
+def _inverse(a):
+  """Inverse of positive definite f32[B, R, R]: Gauss-Jordan, no pivots.
+
+  Many small matrices are slow through LAPACK on CPU; this is R rank-1
+  updates of the whole batch.
+  """
+
+  def eliminate(i, a):
+    pivot = a[:, i, i][:, None]
+    row, column = a[:, i] / pivot, a[:, :, i]
+    a = a - column[:, :, None] * row[:, None]
+    a = a.at[:, i].set(row).at[:, :, i].set(-column / pivot)
+    return a.at[:, i, i].set(1 / pivot[:, 0])
+
+  return jax.lax.fori_loop(0, a.shape[-1], eliminate, a)
+
+
+@_inverse.defjvp
+def _inverse_jvp(primals, tangents):
+  inverse = _inverse(*primals)
+  return inverse, -inverse @ tangents[0] @ inverse
+
+
 def _joint(click, log_examined):
   """Logit of exp(log_examined) * sigmoid(click)."""
   log_p = nn.log_sigmoid(click) + log_examined
@@ -358,11 +510,17 @@ def _joint(click, log_examined):
   return log_p - jnp.log(-jnp.expm1(log_p))
 
 
-def _decays(key, shape, dtype):
+def _decays(key, shape, dtype=jnp.float32):
   """Log weights of distances 1, 2, ...: from flat to nearly last-only."""
   del key
   rate = jnp.linspace(0.0, 3.0, shape[0], dtype=dtype)
   return -rate[:, None] * jnp.arange(shape[1], dtype=dtype)[None]
+
+
+def _rows(x, index):
+  """x[B, N, ...] at positions i32[B, ...]; PAD reads position 0."""
+  take = jax.vmap(lambda row, i: row[i])
+  return take(x, jnp.maximum(index, 0))
 
 
 def _mean(x, mask):

@@ -26,10 +26,13 @@ class Reranker(NamedTuple):
     init: (key, catalogue, request) -> params.
     logits: (params, catalogue, request) -> f32[B, J, N]; J is 1 for a
       pointwise model, K for one that matches slots with items.
+    train_logits: the same, f32[B, K, N], plus a learnt bias of each slot:
+      what an item owes to its place is not laid at its door.
   """
 
   init: Callable
   logits: Callable
+  train_logits: Callable
 
 
 class Matching(nn.Module):
@@ -52,6 +55,12 @@ class Matching(nn.Module):
     self.query = self.param("query", init, shape, dtype)
     self.mix = nn.Dense(self.config.dim, dtype=dtype, param_dtype=dtype)
     self.bias = nn.Dense(1, dtype=dtype, param_dtype=dtype)
+    zeros = nn.initializers.zeros_init()
+    self.place = self.param("place", zeros, (self.sizes.slots,), dtype)
+
+  def placed(self, catalogue, request):
+    """f32[B, K, N]: logits with the slots' biases."""
+    return self(catalogue, request) + self.place[None, :, None]
 
   def __call__(self, catalogue, request):
     """f32[B, J, N]."""
@@ -66,12 +75,17 @@ def make_reranker(config: PolicyConfig, sizes: Sizes, queries: int) -> Reranker:
   module = Matching(config, sizes, queries)
 
   def init(key, catalogue, request):
-    return module.init(key, catalogue, request)["params"]
+    return module.init(key, catalogue, request, method="placed")["params"]
 
   def logits(params, catalogue, request):
     return module.apply({"params": params}, catalogue, request)
 
-  return Reranker(init, logits)
+  def train_logits(params, catalogue, request):
+    return module.apply(
+      {"params": params}, catalogue, request, method="placed"
+    )
+
+  return Reranker(init, logits, train_logits)
 
 
 def assign(logits: Array, request: Request, slots: int) -> Array:

@@ -1,9 +1,11 @@
 """What a slate is worth: the world's truth, an evaluator, or logged labels.
 
-A reward is a function (impression, slate i32[B, G, K]) -> Outcome.
+A reward is a function (impression, slate i32[B, G, K]) -> Outcome, and a
+pytree (`jax.tree_util.Partial`), so that jit sees its arrays as arguments.
 """
 
 from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +25,18 @@ def _outcome(per_item: Array) -> Outcome:
 
 def world_reward(world: World) -> Reward:
   """Expected clicks under the true law; reads `impression.hidden`."""
+  return jax.tree_util.Partial(_world, world)
 
-  def reward(impression: Impression, slate: Array) -> Outcome:
-    B, G, K = slate.shape
-    rows = jnp.take_along_axis(
-      impression.request.candidates,
-      jnp.maximum(slate, 0).reshape(B, G * K),
-      axis=1,
-    ).reshape(B, G, K)
-    items = jnp.where(slate < 0, PAD, rows)
-    return _outcome(utility.per_item(world, impression.hidden, items))
 
-  return reward
+def _world(world: World, impression: Impression, slate: Array) -> Outcome:
+  B, G, K = slate.shape
+  rows = jnp.take_along_axis(
+    impression.request.candidates,
+    jnp.maximum(slate, 0).reshape(B, G * K),
+    axis=1,
+  ).reshape(B, G, K)
+  items = jnp.where(slate < 0, PAD, rows)
+  return _outcome(utility.per_item(world, impression.hidden, items))
 
 
 def evaluator_reward(model, fitted, features: Array, weights) -> Reward:
@@ -46,14 +48,19 @@ def evaluator_reward(model, fitted, features: Array, weights) -> Reward:
     features: f32[M, F], the catalogue's.
     weights: S floats, each signal's part in the utility.
   """
+  return jax.tree_util.Partial(
+    functools.partial(_evaluator, model),
+    fitted,
+    features,
+    jnp.asarray(weights),
+  )
 
-  def reward(impression: Impression, slate: Array) -> Outcome:
-    logits = evaluators.predict(
-      model, fitted, features, impression.request, slate
-    )
-    return _outcome(evaluators.values(logits, slate, weights))
 
-  return reward
+def _evaluator(model, fitted, features, weights, impression, slate) -> Outcome:
+  logits = evaluators.predict(
+    model, fitted, features, impression.request, slate
+  )
+  return _outcome(evaluators.values(logits, slate, weights))
 
 
 def label_gains(impression: Impression) -> Array:

@@ -34,13 +34,13 @@ from rerank_rl.types import Array
 
 _CHUNK = 4096  # Points whose distances to all codes are held at once.
 _SAMPLE = 64  # k-means++ and prices look at this many points a code.
-# Sinkhorn: temperature as a share of the mean error; an over-relaxed step
-# (Thibault et al. 2021); the share of points that may sit with the wrong code
-# while centroids move and once they rest; a bound on sweeps.
-_TEMPERATURE = 0.1
+# Sinkhorn: an over-relaxed step (Thibault et al. 2021); temperatures, as
+# shares of the mean error, and the share of points that may sit with the
+# wrong code, while centroids move and once they rest; a bound on sweeps.
 _STEP = 1.5
-_MOVING, _RESTING = 0.02, 0.01
-_MAX_SWEEPS = 500
+_MOVING = (0.1,), 0.02
+_RESTING = (0.1, 0.03, 0.01), 0.002
+_MAX_SWEEPS = 300
 
 
 @struct.dataclass
@@ -148,14 +148,14 @@ def fit_level(
   def lloyd(_, state):
     centroids, price = state
     if balanced:
-      price = _prices(sample, centroids, price, _MOVING)
+      price = _prices(sample, centroids, price, *_MOVING)
     code, _ = _choose(blocks, centroids, price)
     return _update(blocks, real, code, centroids), price
 
   state = (centroids, price)
   centroids, price = lax.fori_loop(0, iterations, lloyd, state)
   if balanced:
-    price = _prices(sample, centroids, price, _RESTING)
+    price = _prices(sample, centroids, price, *_RESTING)
     code = balanced_codes(points, centroids, price)
     code = _pad_rows(code, real.size).reshape(real.shape)
     centroids = _update(blocks, real, code, centroids)
@@ -253,33 +253,37 @@ def _revive(means, empty, points, error) -> jax.Array:
   return jnp.where(use[:, None], points[rows[order]], means)
 
 
-def _prices(points, centroids, price, tolerance) -> jax.Array:
+def _prices(points, centroids, price, temperatures, tolerance) -> jax.Array:
   """Prices under which every code attracts M / V points (Sinkhorn).
 
   With w_iv = softmax_v((price_v - |x_i - c_v|^2) / t) repeat
   price_v += s t log((M / V) / sum_i w_iv), with a step 1 < s < 2, until the
-  share of misplaced points is below the tolerance. Starting from the last
-  call's prices saves sweeps.
+  share of misplaced points is below the tolerance; then at the next, lower
+  temperature t. Starting from the last call's prices saves sweeps.
   """
   cost = jnp.maximum(_costs(points, centroids), 0)
+  error = cost.min(axis=1).mean()
   tiny = jnp.finfo(cost.dtype).tiny
-  temperature = jnp.maximum(_TEMPERATURE * cost.min(axis=1).mean(), tiny)
   target = points.shape[0] / centroids.shape[0]
 
-  def sweep(state):
-    price, _, step = state
-    share = jax.nn.softmax((price[None] - cost) / temperature, axis=1)
-    load = share.sum(axis=0)
-    excess = jnp.log(jnp.maximum(load, tiny)) - jnp.log(target)
-    price = price - _STEP * temperature * excess
-    misplaced = jnp.abs(load / target - 1).mean() / 2
-    return price - price.mean(), misplaced, step + 1
+  def settle(price, temperature):
+    def sweep(state):
+      price, _, step = state
+      share = jax.nn.softmax((price[None] - cost) / temperature, axis=1)
+      load = share.sum(axis=0)
+      excess = jnp.log(jnp.maximum(load, tiny)) - jnp.log(target)
+      price = price - _STEP * temperature * excess
+      misplaced = jnp.abs(load / target - 1).mean() / 2
+      return price - price.mean(), misplaced, step + 1
 
-  def unsettled(state):
-    return (state[1] > tolerance) & (state[2] < _MAX_SWEEPS)
+    def unsettled(state):
+      return (state[1] > tolerance) & (state[2] < _MAX_SWEEPS)
 
-  start = price, jnp.asarray(jnp.inf, cost.dtype), 0
-  return lax.while_loop(unsettled, sweep, start)[0]
+    start = price, jnp.asarray(jnp.inf, cost.dtype), 0
+    return lax.while_loop(unsettled, sweep, start)[0], None
+
+  ladder = jnp.maximum(jnp.asarray(temperatures, cost.dtype) * error, tiny)
+  return lax.scan(settle, price, ladder)[0]
 
 
 def balanced_codes(

@@ -130,6 +130,7 @@ class Checkpoints:
       ValueError: there is none, it belongs to another model, or it is
         damaged.
     """
+    self.wait()
     step = self.latest
     if step is None:
       raise ValueError(f"{self._folder} holds no checkpoint.")

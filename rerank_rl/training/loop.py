@@ -7,6 +7,7 @@ one that was not.
 """
 
 import base64
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -16,7 +17,7 @@ import pathlib
 import signal
 import threading
 import time
-from typing import Any, Callable, Mapping
+from typing import Any
 
 from absl import logging
 import jax
@@ -176,12 +177,14 @@ class _Fit:
       progress.step, self.tree(), dataclasses.asdict(progress)
     )
     learning = progress.seconds - progress.evaluating
-    self.writer.timing({
-      "steps": progress.step,
-      "seconds": progress.seconds,
-      "evaluating": progress.evaluating,
-      "steps_per_second": progress.step / max(learning, 1e-9),
-    })
+    self.writer.timing(
+      {
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "evaluating": progress.evaluating,
+        "steps_per_second": progress.step / max(learning, 1e-9),
+      }
+    )
 
   def flush(self, following=None) -> None:
     """Writes the figures of the step before `following`, which waits."""
@@ -241,7 +244,7 @@ def _next(batches, title: str, step: int):
 
 
 @functools.lru_cache(maxsize=8)
-def _advance(treedef, places, whole):
+def _advance(treedef, places, whole, impl):
   """The jitted step: (step_fn, state, batch, key, number) -> state, metrics.
 
   Cached, so that equal stages (three evaluators) compile once.
@@ -250,6 +253,7 @@ def _advance(treedef, places, whole):
     treedef: the state's.
     places: the shardings of its leaves.
     whole: the sharding of the metrics.
+    impl: the key's; its data travel, as keys cannot be put on other hosts.
   """
 
   @functools.partial(
@@ -258,6 +262,7 @@ def _advance(treedef, places, whole):
     out_shardings=(jax.tree.unflatten(treedef, places), whole),
   )
   def advance(step_fn, state, batch, key, number):
+    key = jax.random.wrap_key_data(key, impl=impl)
     return step_fn(state, batch, jax.random.fold_in(key, number))
 
   return advance
@@ -336,9 +341,11 @@ def _learn(run, step_fn, batches, key, evaluate, preempted) -> None:
   if not isinstance(step_fn, jax.tree_util.Partial):
     step_fn = jax.tree_util.Partial(step_fn)
   whole = mesh_lib.replicated(run.mesh)
-  step_fn, key = jax.device_put((step_fn, key), whole)
+  step_fn = jax.device_put(step_fn, whole)
   leaves, treedef = jax.tree.flatten(run.state)
-  advance = _advance(treedef, tuple(x.sharding for x in leaves), whole)
+  places = tuple(leaf.sharding for leaf in leaves)
+  advance = _advance(treedef, places, whole, jax.random.key_impl(key))
+  key = np.asarray(jax.random.key_data(key))
   del leaves
   bar = tqdm.tqdm(
     total=config.steps,

@@ -4,9 +4,10 @@ Everything is replicated but the batch, unless a rule says otherwise. The
 axis is Auto: Explicit, the default of `jax.make_mesh`, breaks Linen.
 """
 
+from collections.abc import Sequence
 import os
 import re
-from typing import Any, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec

@@ -6,15 +6,15 @@ hold no clock: a killed and resumed run writes the same bytes as one that was
 left alone. Times go to timing.json.
 """
 
+from collections.abc import Mapping
 import json
 import math
 import os
 import pathlib
-from typing import Any, Mapping
+from typing import Any
 
 from absl import logging
 import jax
-from tensorboardX import SummaryWriter
 
 
 def reduce(metrics: Mapping[str, Any]) -> dict[str, float | None]:
@@ -82,6 +82,9 @@ class Writer:
     line = {"step": step, "split": split, **plain}
     self._lines.write(json.dumps(line) + "\n")
     if self._board is None:
+      # Here, since it imports torch where that is installed: seconds.
+      from tensorboardX import SummaryWriter
+
       self._board = SummaryWriter(
         str(self._folder / "tensorboard"), purge_step=self._purge
       )

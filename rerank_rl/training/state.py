@@ -29,8 +29,13 @@ class TrainState:
 
 def check(config: TrainConfig) -> None:
   """Raises ConfigError for a TrainConfig that cannot be run."""
-  for name in ("steps", "batch_size", "accumulate", "eval_every",
-               "checkpoint_every"):
+  for name in (
+    "steps",
+    "batch_size",
+    "accumulate",
+    "eval_every",
+    "checkpoint_every",
+  ):
     if getattr(config, name) < 1:
       raise ConfigError(f"{name}={getattr(config, name)} must be at least 1.")
   for name in ("learning_rate", "clip_norm"):

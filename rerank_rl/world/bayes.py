@@ -24,17 +24,13 @@ import jax.numpy as jnp
 import jax.scipy.stats as jstats
 import numpy as np
 
-from rerank_rl.types import Array
-from rerank_rl.types import PAD
-from rerank_rl.types import Request
-from rerank_rl.world import click_law
-from rerank_rl.world import utility
+from rerank_rl.types import PAD, Array, Request
+from rerank_rl.world import click_law, utility
 from rerank_rl.world import world as world_lib
 
-PARTICLES = 512
+PARTICLES = 256
 STAGES = 8  # Tempering steps; the power rises as (stage / STAGES)^3.
-MOVES = 4  # Moves after each.
-STEP = 0.4  # Share of fresh noise in a move, as a standard deviation.
+STEPS = (0.6, 0.4, 0.2)  # Fresh noise in each of the moves of a stage.
 ANCHORS = 2048  # Prior users that log Z is fitted on.
 CHUNK = 32  # Requests at a time.
 
@@ -44,36 +40,22 @@ class Roots:
   """A user's causes under the prior.
 
   Attributes:
-    first, second: i32[S], its two topics.
-    mix: f[S, 1], Gaussian; Phi(mix) is the first topic's share.
-    noise: f[S, D], Gaussian of variance 1 / D.
+    first: i32[S], topic a.
+    second: i32[S], topic b.
+    normal: f[S, 1 + D], N(0, 1): Phi of the first is topic a's share, the
+      others are the noise.
   """
 
   first: Array
   second: Array
-  mix: Array
-  noise: Array
-
-
-def _draw(world: world_lib.World, key: Array, count: int) -> Roots:
-  """Roots of `count` users of the prior."""
-  pair_key, mix_key, noise_key = jax.random.split(key, 3)
-  first, second = world_lib.topic_pairs(world, pair_key, count)
-  shape, dtype = (count, world.z.shape[1]), world.z.dtype
-  return Roots(
-    first=first,
-    second=second,
-    mix=jax.random.normal(mix_key, (count, 1), dtype),
-    noise=world_lib.gaussian(noise_key, shape, dtype),
-  )
+  normal: Array
 
 
 def _users(world: world_lib.World, roots: Roots) -> jax.Array:
   """f[S, D]."""
-  share = jstats.norm.cdf(roots.mix)
-  return world_lib.blend(
-    world, roots.first, roots.second, share, roots.noise
-  )
+  share = jstats.norm.cdf(roots.normal[:, :1])
+  noise = roots.normal[:, 1:] / np.sqrt(world.z.shape[1])
+  return world_lib.blend(world, roots.first, roots.second, share, noise)
 
 
 def _monomials(users: Array) -> jax.Array:
@@ -88,20 +70,30 @@ def _monomials(users: Array) -> jax.Array:
 
 
 @jax.jit
-def fit_normaliser(world: world_lib.World, key: Array) -> jax.Array:
-  """Coefficients f[F] of log Z(u) as a cubic polynomial in u.
-
-  Fitted by least squares on users of the prior, whose Z is exact.
-  """
-  users = world_lib.users(world, key, ANCHORS)
+def _log_normalisers(world: world_lib.World, users: Array) -> jax.Array:
+  """log Z of users f[S, D], exact: f[S]."""
   rows = jnp.arange(world.z.shape[0])
 
-  def log_z(user):
+  def one(user):
     rel = world_lib.relevance(world, user, rows)
     return jnp.log(jax.nn.sigmoid(rel).sum())
 
-  target = jax.lax.map(log_z, users, batch_size=16)
-  return jnp.linalg.lstsq(_monomials(users), target)[0]
+  return jax.lax.map(one, users, batch_size=16)
+
+
+def fit_normaliser(world: world_lib.World, key: Array) -> jax.Array:
+  """Coefficients f[F] of log Z(u) as a cubic polynomial in u.
+
+  Fitted by least squares on users of the prior, whose Z is exact. Users are
+  unit vectors, so some monomials are collinear: numpy takes the shortest
+  solution.
+  """
+  users = world_lib.users(world, key, ANCHORS)
+  inputs = np.asarray(_monomials(users), np.float64)
+  target = np.asarray(_log_normalisers(world, users), np.float64)
+  # A cut well above rounding keeps f32 coefficients small.
+  coefficients = np.linalg.lstsq(inputs, target, rcond=1e-5)[0]
+  return jnp.asarray(coefficients, world.z.dtype)
 
 
 def _log_likelihood(world, normaliser, request, users) -> jax.Array:
@@ -128,17 +120,32 @@ def _resample(key: Array, log_weight: Array) -> jax.Array:
   return jnp.minimum(jnp.searchsorted(edges, points), count - 1)
 
 
-def _moved(world: world_lib.World, roots: Roots, key: Array) -> Roots:
-  """A proposal that leaves the prior invariant: x' = sqrt(1 - b^2) x + b e."""
-  mix_key, noise_key = jax.random.split(key)
-  keep = np.sqrt(1 - STEP**2)
-  mix = jax.random.normal(mix_key, roots.mix.shape, roots.mix.dtype)
-  shape, dtype = roots.noise.shape, roots.noise.dtype
-  noise = world_lib.gaussian(noise_key, shape, dtype)
-  return roots.replace(
-    mix=keep * roots.mix + STEP * mix,
-    noise=keep * roots.noise + STEP * noise,
+def _moved(world, likelihood, power, state, inputs):
+  """One Metropolis move of every particle, for the prior x likelihood^power.
+
+  The proposal x' = sqrt(1 - b^2) x + b e leaves the prior as it is, so that
+  the likelihood alone decides.
+
+  Args:
+    world: the truth.
+    likelihood: users f[S, D] -> log-likelihoods f[S].
+    power: the likelihood's.
+    state: Roots and their log-likelihoods f[S].
+    inputs: b f[], e f[S, 1 + D] Gaussian and exponential draws f[S].
+
+  Returns:
+    The new state and None, as scan wants it.
+  """
+  roots, value = state
+  step, noise, bar = inputs
+  fresh = roots.replace(
+    normal=jnp.sqrt(1 - step**2) * roots.normal + step * noise
   )
+  fresh_value = likelihood(_users(world, fresh))
+  accept = power * (fresh_value - value) > -bar
+  normal = jnp.where(accept[:, None], fresh.normal, roots.normal)
+  value = jnp.where(accept, fresh_value, value)
+  return (roots.replace(normal=normal), value), None
 
 
 def posterior(
@@ -155,41 +162,31 @@ def posterior(
   Returns:
     f[PARTICLES, D].
   """
-  likelihood = functools.partial(
-    _log_likelihood, world, normaliser, request
-  )
-
-  def move(state, key):
-    roots, value, power = state
-    move_key, accept_key = jax.random.split(key)
-    fresh = _moved(world, roots, move_key)
-    fresh_value = likelihood(_users(world, fresh))
-    noise = jax.random.exponential(accept_key, value.shape, value.dtype)
-    accept = power * (fresh_value - value) > -noise
-
-    def choose(new, old):
-      return jnp.where(accept.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
-
-    roots = jax.tree.map(choose, fresh, roots)
-    return (roots, choose(fresh_value, value), power), None
+  likelihood = functools.partial(_log_likelihood, world, normaliser, request)
+  pair_key, draw_key, stage_key = jax.random.split(key, 3)
+  shape, dtype = (PARTICLES, 1 + world.z.shape[1]), world.z.dtype
 
   def stage(state, inputs):
-    roots, value = state
-    rise, power, key = inputs
-    pick_key, move_key = jax.random.split(key)
-    rows = _resample(pick_key, rise * value)
-    roots, value = jax.tree.map(lambda x: x[rows], (roots, value))
-    keys = jax.random.split(move_key, MOVES)
-    (roots, value, _), _ = jax.lax.scan(move, (roots, value, power), keys)
-    return (roots, value), None
+    rise, power, index = inputs
+    key = jax.random.fold_in(stage_key, index)
+    pick_key, noise_key, bar_key = jax.random.split(key, 3)
+    rows = _resample(pick_key, rise * state[1])
+    state = jax.tree.map(lambda x: x[rows], state)
+    moves = (
+      jnp.asarray(STEPS, dtype),
+      jax.random.normal(noise_key, (len(STEPS), *shape), dtype),
+      jax.random.exponential(bar_key, (len(STEPS), PARTICLES), dtype),
+    )
+    move = functools.partial(_moved, world, likelihood, power)
+    return jax.lax.scan(move, state, moves)[0], None
 
-  draw_key, stage_key = jax.random.split(key)
-  roots = _draw(world, draw_key, PARTICLES)
+  first, second = world_lib.topic_pairs(world, pair_key, PARTICLES)
+  roots = Roots(first, second, jax.random.normal(draw_key, shape, dtype))
   powers = (np.arange(STAGES + 1) / STAGES) ** 3
   inputs = (
-    jnp.asarray(np.diff(powers), world.z.dtype),
-    jnp.asarray(powers[1:], world.z.dtype),
-    jax.random.split(stage_key, STAGES),
+    jnp.asarray(np.diff(powers), dtype),
+    jnp.asarray(powers[1:], dtype),
+    jnp.arange(STAGES),
   )
   state = (roots, likelihood(_users(world, roots)))
   (roots, _), _ = jax.lax.scan(stage, state, inputs)
@@ -224,9 +221,7 @@ def _by_mean_utility(world, request, users) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="rule")
 def _apply(rule, world, normaliser, request, key, rows):
   def one(request, row):
-    users = posterior(
-      world, normaliser, request, jax.random.fold_in(key, row)
-    )
+    users = posterior(world, normaliser, request, jax.random.fold_in(key, row))
     return rule(world, request, users)
 
   return jax.vmap(one)(request, rows)

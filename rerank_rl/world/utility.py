@@ -2,6 +2,11 @@
 
 U(slate) = sum_t P(click at t), the expected clicks of click_law. Requests
 need at least K candidates, as every request of the world has.
+
+Without fatigue and contrast p belongs to the item alone, and sorting by it is
+optimal: U = p_0 + s(p_0) (p_1 + s(p_1) (...)) with s the chance to read on,
+so neighbours a above b beat b above a when p_a / (1 - s(p_a)) is larger, and
+that grows with p because s does. A test enumerates it.
 """
 
 import functools
@@ -13,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rerank_rl.types import Array
-from rerank_rl.types import PAD
+from rerank_rl.types import PAD, Array
 from rerank_rl.world import click_law
 from rerank_rl.world import world as world_lib
 
@@ -50,9 +54,7 @@ def truth_of(world: world_lib.World, hidden: Array, items: Array) -> Truth:
 
 
 @jax.jit
-def per_item(
-  world: world_lib.World, hidden: Array, items: Array
-) -> jax.Array:
+def per_item(world: world_lib.World, hidden: Array, items: Array) -> jax.Array:
   """Expected clicks of each slot; a slate's utility is their sum.
 
   Args:
@@ -93,9 +95,7 @@ def utility(
   return per_item(world, hidden, items).sum(-1).reshape(slate.shape[:-1])
 
 
-def beam(
-  law: click_law.Law, truth: Truth, size: int, width: int
-) -> jax.Array:
+def beam(law: click_law.Law, truth: Truth, size: int, width: int) -> jax.Array:
   """Beam search on the truth; one request.
 
   A prefix's value is its expected clicks so far, which later items leave
@@ -143,9 +143,7 @@ def _worth(law: click_law.Law, truth: Truth, slates: Array) -> jax.Array:
   return clicks.sum(-1)
 
 
-def local_search(
-  law: click_law.Law, truth: Truth, slate: Array
-) -> jax.Array:
+def local_search(law: click_law.Law, truth: Truth, slate: Array) -> jax.Array:
   """Best swap or replacement, again and again, until none gains.
 
   Args:
@@ -189,9 +187,7 @@ def local_search(
   return jax.lax.while_loop(lambda state: state[2], step, state)[0]
 
 
-def enumerate_best(
-  law: click_law.Law, truth: Truth, size: int
-) -> jax.Array:
+def enumerate_best(law: click_law.Law, truth: Truth, size: int) -> jax.Array:
   """The best of all ordered slates i32[K] of one request's N candidates."""
   orders = itertools.permutations(range(truth.rel.shape[0]), size)
   orders = jnp.asarray(np.array(list(orders), np.int32))

@@ -18,12 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rerank_rl.config import ConfigError
-from rerank_rl.config import WorldConfig
-from rerank_rl.types import Array
-from rerank_rl.types import Impression
-from rerank_rl.types import PAD
-from rerank_rl.types import Request
+from rerank_rl.config import ConfigError, WorldConfig
+from rerank_rl.types import PAD, Array, Impression, Request
 from rerank_rl.world import click_law
 
 CHUNK = 4096  # Requests generated at a time.
@@ -294,9 +290,7 @@ def _pool(order: Array, size: int, key: Array) -> jax.Array:
   cuts = np.arange(size + 1, dtype=np.int64) * len(order) // size
   turn_key, draw_key = jax.random.split(key)
   turn = jax.random.randint(turn_key, (), 0, len(order))
-  drawn = jax.random.randint(
-    draw_key, (size,), cuts[:-1], cuts[1:], jnp.int32
-  )
+  drawn = jax.random.randint(draw_key, (size,), cuts[:-1], cuts[1:], jnp.int32)
   return order[(turn + drawn) % len(order)]
 
 

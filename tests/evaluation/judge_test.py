@@ -126,6 +126,14 @@ def test_recovery_of_the_logged_slate():
   np.testing.assert_array_equal(twice[f"f1@{K}"], judged["logged"][f"f1@{K}"])
 
 
+def test_empty_slots_hit_nothing():
+  impressions = _impressions(n=1)
+  labels = np.array([[True, False, False, False, False]])
+  slate = np.array([[1, types.PAD, types.PAD]], np.int32)
+  judged = _judge({"x": slate}, impressions, relevant=labels)["x"]
+  assert judged[f"precision@{K}"] == judged[f"ndcg@{K}"] == 0
+
+
 def test_graded_labels_reach_ndcg_and_nothing_else():
   impressions = _impressions(n=1)
   labels = np.array([[1.0, 3.0, 0, 0, 0]])
@@ -137,7 +145,7 @@ def test_graded_labels_reach_ndcg_and_nothing_else():
 
 def test_cold_slice_is_the_requests_with_an_unseen_candidate():
   impressions = _impressions(n=30)
-  impressions.request.candidates[5, 3:] = types.PAD
+  impressions.request.candidates[5] = [0, 1, 2, types.PAD, types.PAD]
   warm = np.ones(M, bool)
   warm[-1] = False  # Where PAD, as an index, would point.
   judged = _judge(
@@ -188,6 +196,7 @@ def test_variety_of_short_slates():
     ([0, 1, N], "no candidate"),
     ([0, 1, -2], "no candidate"),
     ([0, 1, 4], "no candidate"),  # PAD among the candidates.
+    ([0, types.PAD, 1], "an item below an empty slot"),
   ],
 )
 def test_impossible_slates_are_refused(slate, why):

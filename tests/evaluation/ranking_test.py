@@ -1,7 +1,6 @@
 """Ranking metrics against hand-computed numbers and rax."""
 
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp

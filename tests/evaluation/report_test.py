@@ -7,9 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from rerank_rl.evaluation import judge
+from rerank_rl.evaluation import judge, report
 from rerank_rl.evaluation import page as page_lib
-from rerank_rl.evaluation import report
 
 
 def _row(system, seed, **metrics):
@@ -23,7 +22,7 @@ def _row(system, seed, **metrics):
 
 ROWS = [
   _row("ranker_order", 0, **{"true_utility": 1.9, "ndcg@6": 0.61}),
-  _row("glorank_rl", 0, **{"true_utility": 2.4, "odd_metric": 7.0}),
+  _row("glorank_rl", 0, true_utility=2.4, odd_metric=7.0),
 ]
 JUDGED = {
   system: {
@@ -185,7 +184,7 @@ def test_page_is_self_contained_and_accessible(folder):
   assert all(link.startswith("data:image/png") for link in page.links)
   assert "http" not in text and "<script" not in text
   assert "prefers-color-scheme: dark" in text
-  assert "world &lt;1&gt; &amp; test" in text
+  assert "world &lt;1&gt; &amp; test" in text and "<1>" not in text
   assert "A - B by decile" in text and "odd metric" in text
 
 

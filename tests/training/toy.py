@@ -18,8 +18,13 @@ from rerank_rl.config import TrainConfig
 from rerank_rl.training import loop, mesh, state
 
 CONFIG = TrainConfig(
-  steps=24, batch_size=16, learning_rate=0.05, warmup_steps=2, ema=0.9,
-  eval_every=4, checkpoint_every=3,
+  steps=24,
+  batch_size=16,
+  learning_rate=0.05,
+  warmup_steps=2,
+  ema=0.9,
+  eval_every=4,
+  checkpoint_every=3,
 )
 ROWS = 64
 
@@ -27,9 +32,7 @@ ROWS = 64
 class Batches:
   """Rows in an order that depends only on the step; process p's share."""
 
-  def __init__(
-    self, batch_size, pause=0.0, process=0, processes=1, limit=1000
-  ):
+  def __init__(self, batch_size, pause=0.0, process=0, processes=1, limit=1000):
     rng = np.random.default_rng(0)
     self._x = rng.normal(size=(ROWS, 4))
     self._y = np.sin(self._x.sum(-1))
@@ -60,11 +63,12 @@ class Batches:
 
 def init(config=CONFIG):
   """A fresh state of a two-layer network."""
-  keys = jax.random.split(jax.random.key(3))
+  rng = np.random.default_rng(3)
   params = {
-    "in": {"kernel": jax.random.normal(keys[0], (4, 8)), "bias": jnp.zeros(8)},
-    "out": {"kernel": jax.random.normal(keys[1], (8, 1)) * 0.1},
+    "in": {"kernel": rng.normal(size=(4, 8)), "bias": np.zeros(8)},
+    "out": {"kernel": rng.normal(size=(8, 1)) * 0.1},
   }
+  params = jax.tree.map(jnp.asarray, params)
   return state.create(params, state.optimizer(config))
 
 
@@ -120,10 +124,10 @@ def fit(folder, config=CONFIG, batches=None, **changes):
   )
 
 
-def begin(folder, batches):
+def begin(folder, batches, **changes):
   """Fits until the batches end."""
   with contextlib.suppress(ValueError):
-    fit(folder, batches=batches)
+    fit(folder, batches=batches, **changes)
 
 
 def flat(result):

@@ -1,0 +1,92 @@
+"""Defaults of all configs, and the variants that combine with each."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from rerank_rl.config import Config
+
+SMOKE = {
+  "world.num_items": 200,
+  "world.num_candidates": 12,
+  "world.slate_size": 4,
+  "world.num_train": 6000,
+  "world.num_valid": 128,
+  "world.num_test": 128,
+  "tokenizer.codes": 16,
+  "tokenizer.iterations": 5,
+  "evaluators.max_epochs": 2,
+  "evaluators.batch_size": 64,
+  "evaluators.dim": 16,
+  "policy.dim": 16,
+  "sft.steps": 60,
+  "sft.warmup_steps": 10,
+  "sft.eval_every": 60,
+  "rl_train.steps": 30,
+  "rl_train.warmup_steps": 5,
+  "rl_train.batch_size": 16,
+  "rl_train.eval_every": 15,
+}
+
+ORACLE = {
+  "protocol": "oracle",
+  "stages": ("tokenizer", "sft", "rl"),
+  "world.observed": True,
+  "world.num_items": 200,
+  "world.num_candidates": 8,
+  "world.slate_size": 4,
+  "world.num_train": 60_000,
+  "world.num_valid": 1000,
+  "world.cold_share": 0.0,
+  "tokenizer.codes": 64,
+  "demo.rule": "logged",
+  "rl.reward": "world",
+}
+
+RECOVERY = {
+  "protocol": "recovery",
+  "demo.rule": "relevant_first",
+  "rl.reward": "labels",
+}
+
+VARIANTS = {
+  "smoke": SMOKE,
+  "oracle": ORACLE,
+  "recovery": RECOVERY,
+  "movielens_1m": {"data.name": "movielens_1m"},
+  "kuairand_pure": {"data.name": "kuairand_pure"},
+  "m": {"policy.dim": 128, "policy.layers": 4, "policy.heads": 4},
+  "l": {"policy.dim": 256, "policy.layers": 4, "policy.heads": 8},
+}
+
+
+def build(changes: dict, variant: str = "") -> ConfigDict:
+  """The default config with a method's changes and named variants.
+
+  Args:
+    changes: dotted field -> value.
+    variant: names of VARIANTS, separated by commas; later ones win.
+
+  Returns:
+    A ConfigDict; flags may change it further.
+
+  Raises:
+    ValueError: an unknown variant.
+  """
+  config = ConfigDict(dataclasses.asdict(Config()), convert_dict=True)
+  # None may become a number, and () a longer tuple.
+  config.world = ConfigDict(config.world, type_safe=False)
+  config.data = ConfigDict(config.data, type_safe=False)
+  _update(config, changes)
+  for name in filter(None, variant.split(",")):
+    if name not in VARIANTS:
+      raise ValueError(
+        f"variant {name!r} is unknown; choose from {', '.join(VARIANTS)}."
+      )
+    _update(config, VARIANTS[name])
+  return config
+
+
+def _update(config: ConfigDict, changes: dict) -> None:
+  with config.ignore_type():
+    config.update_from_flattened_dict(changes)

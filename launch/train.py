@@ -1,0 +1,46 @@
+"""Trains and reports: python -m launch.train --config=configs/NAME.py."""
+
+import pathlib
+import shlex
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from launch import errors
+from rerank_rl import config as config_lib
+from rerank_rl.evaluation import report
+from rerank_rl.training import mesh, pipeline
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "What to run: configs/NAME.py or configs/NAME.py:variant."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
+_ARTIFACTS = flags.DEFINE_string(
+  "artifacts", None, "Folder of the stages' artifacts; default: the workdir."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0.")
+_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run.")
+_PROCESS = flags.DEFINE_integer("process_id", -1, "This process's number.")
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say and prints the table."""
+  if len(argv) > 1:
+    raise config_lib.ConfigError(f"{argv[1]!r} is not a flag; use --flag=value.")
+  logging.set_verbosity(logging.INFO)
+  mesh.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  config = config_lib.freeze(_CONFIG.value.to_dict())
+  workdir = pathlib.Path(_WORKDIR.value)
+  rows = pipeline.run(
+    config,
+    workdir,
+    pathlib.Path(_ARTIFACTS.value or workdir),
+    shlex.join(["python", "-m", "launch.train", *sys.argv[1:]]),
+  )
+  print(report.table(rows))
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  errors.run(app, main)

@@ -1,0 +1,59 @@
+"""A user's items file: ids, features and categories."""
+
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+
+from rerank_rl.data import rows, tables
+
+
+def read(
+  path: pathlib.Path,
+) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+  """Reads and checks an items file.
+
+  Args:
+    path: a .parquet, .csv or .jsonl file with `item_id`, columns of numbers
+      or of equally long lists of numbers, and perhaps a `category`.
+
+  Returns:
+    ids: Arrow array [M], int64 or string, in the file's order.
+    features: f32[M, F0], raw.
+    groups: i32[M], the category's number, 0 without categories.
+
+  Raises:
+    ConfigError: the first mistake found, in one sentence.
+  """
+  names = tables.field_names(path)
+  if "item_id" not in names:
+    tables.fail(path, None, "item_id", "there is no such column; add it")
+  columns = [n for n in names if n not in ("item_id", "category")]
+  kinds = {"item_id": tables.ID}
+  for name, listed in tables.sample_kinds(path, columns).items():
+    kinds[name] = tables.NUMBERS if listed else tables.NUMBER
+  if "category" in names:
+    kinds["category"] = tables.TEXT
+  parts, features, groups = [], [], []
+  for number, batch in tables.batches(path, kinds):
+
+    def reject(row: int, field: str, text: str, number=number):
+      tables.fail(path, number + int(row), field, text)
+
+    count = len(batch["item_id"])
+    parts.append(batch["item_id"])
+    features.append(rows.numbers_of(batch, columns, count, reject))
+    if features[-1].shape[1] != features[0].shape[1]:
+      reject(0, columns[-1], "a list is not as long as above; give as many")
+    if "category" in kinds:
+      groups.append(batch["category"])
+  if not parts:
+    tables.fail(path, None, None, "the file has no rows; give at least one")
+  ids = tables.joined(parts)
+  tables.check_unique(path, "item_id", ids)
+  group = np.zeros(len(ids), np.int64)
+  if groups:
+    names = np.array(tables.joined(groups).to_pylist())
+    _, group = np.unique(names, return_inverse=True)
+  values = np.concatenate(features).astype(np.float32)
+  return ids, values, group.astype(np.int32)

@@ -1,0 +1,234 @@
+"""One run, from data to report: the stages, strung together."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from rerank_rl.config import Config, ConfigError
+from rerank_rl.data import pipeline as data_pipeline
+from rerank_rl.evaluation import judge as judges
+from rerank_rl.evaluation import report
+from rerank_rl.models import evaluator as evaluators
+from rerank_rl.training import setting as settings
+from rerank_rl.training import systems
+from rerank_rl.training.setting import CHUNK, Setting, by_chunks, valuer
+from rerank_rl.training.stages import evaluators as evaluator_stage
+from rerank_rl.training.stages import ranker, rl, sft, tokenize
+from rerank_rl.types import Impression
+
+STAGES = {
+  "tokenizer": tokenize.run,
+  "evaluators": evaluator_stage.run,
+  "sft": sft.run,
+  "rl": rl.run,
+  "ranker": ranker.run,
+}
+PROTOCOLS = ("value", "recovery", "oracle")
+
+
+def check(config: Config) -> None:
+  """Refuses what cannot run, before any work is done.
+
+  Raises:
+    ConfigError: an unknown stage or protocol, stages out of order, an
+      illegal composition, a protocol that the data cannot serve.
+  """
+  for stage in config.stages:
+    if stage not in STAGES:
+      raise ConfigError(
+        f"config.stages holds {stage!r}; choose from {', '.join(STAGES)}."
+      )
+  places = [list(STAGES).index(stage) for stage in config.stages]
+  if places != sorted(set(places)):
+    raise ConfigError(
+      f"config.stages={config.stages}; each once, in the order "
+      f"{', '.join(STAGES)}."
+    )
+  if config.protocol not in PROTOCOLS:
+    raise ConfigError(
+      f"config.protocol={config.protocol!r}; choose from "
+      f"{', '.join(PROTOCOLS)}."
+    )
+  if config.protocol == "oracle" and config.data.name != "world":
+    raise ConfigError(
+      "config.protocol='oracle' needs config.data.name='world'."
+    )
+  if config.protocol == "value" and "evaluators" not in config.stages:
+    raise ConfigError(
+      "config.protocol='value' selects by evaluator S; add the stage "
+      "'evaluators' to config.stages."
+    )
+  if "tokenizer" not in config.stages:
+    raise ConfigError("config.stages needs 'tokenizer'.")
+  if "rl" in config.stages:
+    if "sft" not in config.stages:
+      raise ConfigError("config.stages has 'rl' without 'sft' before it.")
+    rl.check(config)
+
+
+def prepare(config: Config, root: pathlib.Path, mesh=None) -> Setting:
+  """Runs or reloads every stage of a configuration.
+
+  Args:
+    config: the run's.
+    root: folder of the stages' artifacts, shared by runs where they agree.
+    mesh: devices; None = all.
+
+  Returns:
+    The Setting that the last stage left.
+  """
+  check(config)
+  setting = settings.start(config, root, mesh)
+  weights = setting.weights
+  if len(weights) != len(setting.dataset.signals):
+    raise ConfigError(
+      f"config.data.weights={weights} should give one weight for each of the "
+      f"signals {', '.join(setting.dataset.signals)}."
+    )
+  splits = dict(setting.dataset.splits)
+  splits["train"] = data_pipeline.feedback_control(
+    splits["train"], config.data.feedback, config.seed
+  )
+  setting = dataclasses.replace(
+    setting, dataset=dataclasses.replace(setting.dataset, splits=splits)
+  )
+  for stage in config.stages:
+    begin = time.monotonic()
+    setting = STAGES[stage](setting)
+    timing = {**setting.timing, stage: time.monotonic() - begin}
+    setting = dataclasses.replace(setting, timing=timing)
+  return setting
+
+
+def compare(
+  setting: Setting, impressions: Impression
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+  """Slates of the run's systems and of what they are held against.
+
+  Returns:
+    (system -> i32[n, K], system -> seconds).
+  """
+  slates = dict(systems.simple(setting, impressions))
+  todo: dict[str, Callable] = {}
+  if setting.judges:
+    todo["beam_on_a"] = lambda: systems.beam_on_a(setting, impressions)
+  todo |= systems.learnt(setting, impressions)
+  seconds = {}
+  for name, rank in todo.items():
+    begin = time.monotonic()
+    slates[name] = rank()
+    seconds[f"rank/{name}"] = time.monotonic() - begin
+  if setting.world is not None:
+    slates |= systems.bounds(setting, impressions)
+  return slates, seconds
+
+
+def evaluate(
+  setting: Setting, folder: pathlib.Path, command: str
+) -> list[dict[str, Any]]:
+  """Judges the run on the test split, once, and writes its report.
+
+  Args:
+    setting: after all stages.
+    folder: where report.json, report.html, ... go.
+    command: what repeats the run.
+
+  Returns:
+    The report's rows.
+  """
+  begin = time.monotonic()
+  dataset, config = setting.dataset, setting.config
+  test = dataset.splits["test"]
+  slates, seconds = compare(setting, test)
+  values = {name: valuer(setting.judged_by(name)) for name in setting.judges}
+  truth = best = relevant = None
+  if setting.world is not None:
+    truth = valuer(setting.reward("world"))
+    best = truth(test, slates["optimum"])
+  else:
+    relevant = judges.logged_relevance(test)
+  judged = judges.judge(
+    slates,
+    test,
+    features=dataset.features,
+    groups=dataset.groups,
+    evaluators=values,
+    true_utility=truth,
+    optimum=best,
+    relevant=relevant,
+    warm=dataset.warm,
+  )
+  rows = judges.summarise(judged, config.seed)
+  timing = {**setting.timing, **seconds, "report": time.monotonic() - begin}
+  if jax.process_index() == 0:
+    report.write(
+      folder,
+      dataset=dataset.name,
+      protocol=config.protocol,
+      command=command,
+      rows=rows,
+      judged=judged,
+      timing=timing,
+      history=setting.history,
+      calibrations=_calibrations(setting, test),
+      deciles=_deciles(judged),
+    )
+  return rows
+
+
+def _calibrations(setting: Setting, test: Impression) -> Mapping[str, dict]:
+  """Each evaluator's calibration on logged slates, signal by signal."""
+  out = {}
+  features = setting.catalogue.features
+  for name, (model, fitted) in setting.judges.items():
+    predict = jax.jit(
+      lambda f, x, model=model: jax.nn.sigmoid(
+        evaluators.predict(model, f, features, x.request, x.slate[:, None])
+      )[:, 0]
+    )
+    p = by_chunks(lambda x, f=fitted, g=predict: g(f, x), CHUNK, test)
+    for i, signal in enumerate(setting.dataset.signals):
+      out[f"evaluator {name.upper()}, {signal}"] = judges.calibration(
+        p[..., i], test.feedback[..., i], test.slate >= 0
+      )
+  return out
+
+
+def _deciles(judged: Mapping[str, Mapping[str, Any]]) -> Mapping[str, list]:
+  """A - B by decile of A for every system that both have judged."""
+  return {
+    system: judges.gap_by_decile(own["evaluator_a"], own["evaluator_b"])
+    for system, own in judged.items()
+    if "evaluator_a" in own and "evaluator_b" in own
+  }
+
+
+def run(
+  config: Config, workdir: pathlib.Path, artifacts: pathlib.Path, command: str
+) -> list[dict[str, Any]]:
+  """The whole run; the same call again resumes or re-evaluates it.
+
+  Args:
+    config: the run's.
+    workdir: where its report goes.
+    artifacts: where its stages' artifacts go; runs may share it.
+    command: what repeats the run.
+
+  Returns:
+    The report's rows.
+  """
+  check(config)
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    (workdir / "config.json").write_text(text, encoding="utf-8")
+  setting = prepare(config, artifacts)
+  logging.info("judging on the test split")
+  return evaluate(setting, workdir, command)

@@ -1,0 +1,271 @@
+"""What stages share: the data, and the artifacts that earlier stages left."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import pathlib
+import time
+from typing import Any, NamedTuple
+import zlib
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rerank_rl.config import Config, fingerprint
+from rerank_rl.data import load, schema, synthetic
+from rerank_rl.decoding import sample
+from rerank_rl.evaluation import judge as judges
+from rerank_rl.evaluation import ranking
+from rerank_rl.models import evaluator as evaluators
+from rerank_rl.models.policy import Policy, Sizes, make_policy
+from rerank_rl.simulation import reward as rewards
+from rerank_rl.training import checkpoint
+from rerank_rl.training import mesh as mesh_lib
+from rerank_rl.types import Array, Catalogue, Impression
+from rerank_rl.world.world import World
+
+CHUNK = 256  # Requests that are ranked or judged at a time.
+
+
+class Judge(NamedTuple):
+  """One fitted list evaluator."""
+
+  model: evaluators.ListEvaluator
+  fitted: evaluators.Fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """A run so far.
+
+  Attributes:
+    config: the run's.
+    dataset: the data; training feedback already as `data.feedback` says.
+    world: the synthetic world, or None.
+    mesh: devices.
+    root: folder of the stages' artifacts.
+    identity: stage -> fingerprint of all that its artifact depends on.
+    catalogue: features and, after `tokenizer`, semantic IDs.
+    judges: "a", "s", "b" -> Judge, after `evaluators`.
+    params: system -> parameters, after the stages that learn one.
+    history: stage -> evaluations during training.
+    timing: stage -> seconds.
+  """
+
+  config: Config
+  dataset: schema.Dataset
+  world: World | None
+  mesh: jax.sharding.Mesh
+  root: pathlib.Path
+  identity: Mapping[str, str]
+  catalogue: Catalogue
+  judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
+  params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  history: Mapping[str, list] = dataclasses.field(default_factory=dict)
+  timing: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def sizes(self) -> Sizes:
+    """Static sizes of the data."""
+    request = self.dataset.splits["train"].request
+    tokenizer = self.config.tokenizer
+    return Sizes(
+      tokenizer.codes,
+      tokenizer.levels,
+      self.dataset.slate_size,
+      request.history.shape[1],
+      request.candidates.shape[1],
+    )
+
+  @property
+  def policy(self) -> Policy:
+    """The configured policy."""
+    return make_policy(self.config.policy, self.sizes)
+
+  @property
+  def weights(self) -> tuple[float, ...]:
+    """Each signal's part in a slate's utility."""
+    return self.config.data.weights or self.dataset.weights
+
+  def key(self, name: str) -> jax.Array:
+    """A stage's own PRNG key."""
+    number = zlib.crc32(name.encode()) & 0x7FFFFFFF
+    return jax.random.fold_in(jax.random.key(self.config.seed), number)
+
+  def folder(self, stage: str) -> pathlib.Path:
+    """Where a stage keeps what it makes."""
+    return self.root / f"{stage}-{self.identity[stage]}"
+
+  def identified(self, stage: str, *parts: Any) -> "Setting":
+    """With the stage's identity: a hash of what it depends on."""
+    own = fingerprint(stage, self.config.seed, *parts)
+    return dataclasses.replace(self, identity={**self.identity, stage: own})
+
+  def reward(self, name: str) -> rewards.Reward:
+    """The reward function called `name` in `config.rl.reward`."""
+    return _REWARDS[name](self)
+
+  def judged_by(self, name: str) -> rewards.Reward:
+    """Evaluator "a", "s" or "b" as a reward function."""
+    one = self.judges[name]
+    return rewards.evaluator_reward(
+      one.model, one.fitted, self.catalogue.features, self.weights
+    )
+
+
+_REWARDS = {
+  "world": lambda setting: rewards.world_reward(setting.world),
+  "evaluator": lambda setting: setting.judged_by("a"),
+  "labels": lambda setting: jax.tree_util.Partial(rewards.label_reward),
+}
+
+
+def start(config: Config, root: pathlib.Path, mesh=None) -> Setting:
+  """Loads the data and opens a Setting.
+
+  Args:
+    config: the run's.
+    root: folder of the stages' artifacts.
+    mesh: devices; None = all.
+
+  Returns:
+    A Setting without artifacts.
+  """
+  begin = time.monotonic()
+  dataset = load.load(config)
+  world = None
+  if config.data.name == "world":
+    world = synthetic.world_of(config)
+  catalogue = Catalogue(
+    jnp.asarray(dataset.features),
+    jnp.zeros((len(dataset.item_ids), config.tokenizer.levels), jnp.int32),
+  )
+  logging.info(
+    "%s: %d items, %s requests.",
+    dataset.name,
+    len(dataset.item_ids),
+    {k: schema.num_rows(v) for k, v in dataset.splits.items()},
+  )
+  setting = Setting(
+    config=config,
+    dataset=dataset,
+    world=world,
+    mesh=mesh_lib.make() if mesh is None else mesh,
+    root=root,
+    identity={},
+    catalogue=catalogue,
+    timing={"data": time.monotonic() - begin},
+  )
+  # The data's own identity does not hang on training's numbers.
+  world_seed = synthetic.seed_of(config)
+  return setting.identified("data", config.data, config.world, world_seed)
+
+
+def by_chunks(function: Callable, size: int, *columns: Any) -> np.ndarray:
+  """Applies a jitted function to equal chunks of numpy columns.
+
+  Args:
+    function: maps chunks of `size` rows to an array or pytree with as many.
+    size: rows a chunk; the last chunk is padded by repeating its last row.
+    *columns: pytrees with a common leading dimension n.
+
+  Returns:
+    The outputs' rows, numpy, leading dimension n.
+  """
+  count = jax.tree.leaves(columns)[0].shape[0]
+  parts = []
+  for begin in range(0, count, size):
+    rows = np.minimum(np.arange(begin, begin + size), count - 1)
+    part = jax.tree.map(lambda x: np.asarray(x)[rows], columns)
+    parts.append(jax.device_get(function(*part)))
+  return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
+
+
+def local(tree: Any) -> Any:
+  """A replicated pytree as this process's own arrays on one device."""
+  own = lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x
+  return jax.tree.map(lambda x: jnp.asarray(np.asarray(own(x))), tree)
+
+
+def valuer(reward: rewards.Reward) -> Callable[[Impression, Array], np.ndarray]:
+  """A reward as (impressions, slate i32[n, K]) -> f32[n], by chunks."""
+  value = jax.jit(lambda r, x, slate: r(x, slate[:, None]).reward[:, 0])
+  return lambda x, slate: by_chunks(
+    lambda a, b: value(reward, a, b), CHUNK, x, np.asarray(slate)
+  )
+
+
+def greedy_ranker(
+  setting: Setting,
+) -> Callable[[Any, Impression], np.ndarray]:
+  """(params, impressions) -> greedy slates i32[n, K] of the policy."""
+  policy = setting.policy
+  rank = jax.jit(lambda p, c, r: sample.greedy(policy, p, c, r))
+
+  def ranker(params: Any, impressions: Impression) -> np.ndarray:
+    params = local(params)
+    return by_chunks(
+      lambda r: rank(params, setting.catalogue, r), CHUNK, impressions.request
+    )
+
+  return ranker
+
+
+def ndcg(impressions: Impression, slate: np.ndarray) -> np.ndarray:
+  """NDCG@K of the logged labels, f64[n]; NaN where nothing is relevant."""
+  relevant = judges.logged_relevance(impressions)
+  shown = np.take_along_axis(relevant, np.maximum(slate, 0), axis=1)
+  shown = np.where(slate < 0, 0.0, shown)
+  return np.asarray(
+    ranking.ndcg_at_k(shown, -np.sort(-relevant.astype(np.float64), axis=1))
+  )
+
+
+def selection(setting: Setting, rank: Callable) -> tuple[Callable, tuple]:
+  """How a stage is watched and its parameters are chosen, on validation.
+
+  Args:
+    setting: after `evaluators` where the protocol needs them.
+    rank: (params, impressions) -> slates.
+
+  Returns:
+    (evaluate, select) for `loop.fit`: value selects by evaluator S, recovery
+    by NDCG@K, oracle by the truth.
+  """
+  valid = setting.dataset.splits["valid"]
+  figures = {
+    f"evaluator_{name}": valuer(setting.judged_by(name))
+    for name in setting.judges
+  }
+  if setting.world is not None:
+    figures["true_utility"] = valuer(setting.reward("world"))
+  else:
+    figures["ndcg"] = ndcg
+
+  def evaluate(params: Any) -> dict[str, float]:
+    slate = rank(params, valid)
+    return {k: float(np.nanmean(f(valid, slate))) for k, f in figures.items()}
+
+  name = _SELECT[setting.config.protocol]
+  return evaluate, (name, True)
+
+
+_SELECT = {
+  "value": "evaluator_s",
+  "recovery": "ndcg",
+  "oracle": "true_utility",
+}
+
+
+def ready(setting: Setting, stage: str) -> bool:
+  """Whether the stage's artifact is there."""
+  return checkpoint.artifact_ready(
+    setting.folder(stage), setting.identity[stage]
+  )
+
+
+def keep(setting: Setting, stage: str, tree: Any, **meta: Any) -> None:
+  """Saves a stage's artifact under its identity."""
+  meta = {"fingerprint": setting.identity[stage], **meta}
+  checkpoint.save_artifact(setting.folder(stage), tree, meta)

@@ -1,0 +1,173 @@
+"""Stage `ranker`: supervised rerankers, the rivals that emit no tokens."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rerank_rl.config import ConfigError
+from rerank_rl.models import rerankers
+from rerank_rl.simulation.reward import label_gains
+from rerank_rl.training import loop
+from rerank_rl.training import state as states
+from rerank_rl.training.checkpoint import load_artifact
+from rerank_rl.training.setting import (
+  CHUNK,
+  Setting,
+  by_chunks,
+  keep,
+  local,
+  ready,
+  selection,
+)
+from rerank_rl.training.stages.sft import learned, local_batches
+from rerank_rl.types import Array, Impression
+
+STAGE = "ranker"
+TRADES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # MMR's, tuned on valid.
+
+
+def _queries(name: str, slots: int) -> int:
+  """How many score rows a model has: one, or one a slot."""
+  table = {"prm": 1, "nar4rec": slots}
+  if name not in table:
+    raise ConfigError(
+      f"config.ranker.name={name!r}; choose from {', '.join(table)}."
+    )
+  return table[name]
+
+
+def shown_loss(logits: Array, batch: Impression, weights: Array):
+  """BCE of each shown position's weighted feedback, in [0, 1].
+
+  Args:
+    logits: f32[B, J, N].
+    batch: Impression.
+    weights: f32[S], normalised here.
+
+  Returns:
+    (sum, count).
+  """
+  B, K = batch.slate.shape
+  rows = jnp.broadcast_to(logits, (B, K, logits.shape[2]))
+  index = jnp.maximum(batch.slate, 0)[..., None]
+  x = jnp.take_along_axis(rows, index, axis=2)[..., 0]
+  y = batch.feedback @ (weights / weights.sum()).astype(x.dtype)
+  terms = optax.sigmoid_binary_cross_entropy(x, y)
+  shown = batch.slate >= 0
+  return jnp.sum(terms * shown), shown.sum()
+
+
+def label_loss(logits: Array, batch: Impression, weights: Array):
+  """BCE of every candidate's label; unlogged candidates are negatives.
+
+  With a row of scores a slot, every slot sees every label: which slot an
+  item takes is settled by the slots' own queries and by the order in which
+  they are filled.
+  """
+  del weights
+  y = label_gains(batch)[:, None]
+  y = jnp.broadcast_to(y, logits.shape).astype(logits.dtype)
+  terms = optax.sigmoid_binary_cross_entropy(logits, y)
+  real = (batch.request.candidates >= 0)[:, None]
+  real = jnp.broadcast_to(real, logits.shape)
+  return jnp.sum(terms * real), real.sum()
+
+
+LOSSES = {"value": shown_loss, "oracle": shown_loss, "recovery": label_loss}
+
+
+def _step(model, tx, decay, loss_fn, catalogue, weights, state, batch, key):
+  """One gradient step of a supervised reranker."""
+  del key
+
+  def loss(params):
+    logits = model.train_logits(params, catalogue, batch.request)
+    total, count = loss_fn(logits, batch, weights)
+    return total / jnp.maximum(count, 1), (total, count)
+
+  grads, out = jax.grad(loss, has_aux=True)(state.params)
+  return states.apply_gradients(state, grads, tx, decay), {"loss": out}
+
+
+def slates(setting: Setting, trade: float | None = None) -> Callable:
+  """(params, impressions) -> slates i32[n, K]; `trade` re-ranks by MMR."""
+  slots = setting.dataset.slate_size
+  name = setting.config.ranker.name
+  queries = _queries(name, slots)
+  model = rerankers.make_reranker(setting.config.policy, setting.sizes, queries)
+
+  @jax.jit
+  def one(params, catalogue, request):
+    logits = model.logits(params, catalogue, request)
+    if trade is None:
+      return rerankers.assign(logits, request, slots)
+    relevance = jax.nn.sigmoid(logits.mean(1))
+    return rerankers.mmr(relevance, catalogue.features, request, slots, trade)
+
+  def ranker(params: Any, impressions: Impression) -> np.ndarray:
+    params = local(params)
+    return by_chunks(
+      lambda r: one(params, setting.catalogue, r), CHUNK, impressions.request
+    )
+
+  return ranker
+
+
+def tuned_trade(setting: Setting, params: Any) -> float:
+  """MMR's trade-off that the selecting metric likes best on validation."""
+  worth = {}
+  for trade in TRADES:
+    rank = slates(setting, trade)
+    evaluate, (metric, _) = selection(setting, rank)
+    worth[trade] = evaluate(params)[metric]
+  return max(worth, key=worth.__getitem__)
+
+
+def run(setting: Setting) -> Setting:
+  """Learns, resumes or reloads the supervised reranker."""
+  config = setting.config
+  model = rerankers.make_reranker(
+    config.policy,
+    setting.sizes,
+    _queries(config.ranker.name, setting.dataset.slate_size),
+  )
+  setting = setting.identified(
+    STAGE,
+    setting.identity["tokenizer"],
+    setting.identity.get("evaluators", ""),
+    config.policy,
+    config.ranker.name,
+    config.sft,
+    config.protocol,
+  )
+  if ready(setting, STAGE):
+    params, meta = load_artifact(setting.folder(STAGE))
+    return learned(setting, STAGE, config.name, params, meta["history"])
+  train = setting.dataset.splits["train"]
+  tx = states.optimizer(config.sft)
+  example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
+  init = jax.jit(model.init)
+  params = init(setting.key(STAGE), setting.catalogue, example)
+  evaluate, select = selection(setting, slates(setting))
+  one = functools.partial(
+    _step, model, tx, config.sft.ema, LOSSES[config.protocol]
+  )
+  fit = loop.fit(
+    states.create(params, tx),
+    jax.tree_util.Partial(one, setting.catalogue, jnp.asarray(setting.weights)),
+    local_batches(setting, config.sft.batch_size, STAGE),
+    config.sft,
+    setting.key(STAGE + "/loop"),
+    folder=setting.folder(STAGE),
+    title=config.name,
+    evaluate=evaluate,
+    select=select,
+    mesh=setting.mesh,
+  )
+  keep(setting, STAGE, fit.best_params, history=fit.history)
+  return learned(setting, STAGE, config.name, fit.best_params, fit.history)

@@ -1,0 +1,223 @@
+"""Stage `rl`: explore, reward, credit, objective; every method's loop."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.config import Config, ConfigError, RLConfig
+from rerank_rl.decoding import beam, sample
+from rerank_rl.models.policy import Policy
+from rerank_rl.rl import credit, learner, objectives
+from rerank_rl.training import loop
+from rerank_rl.training import state as states
+from rerank_rl.training.checkpoint import load_artifact
+from rerank_rl.training.setting import (
+  Setting,
+  greedy_ranker,
+  keep,
+  ready,
+  selection,
+)
+from rerank_rl.training.stages.sft import learned, local_batches
+
+STAGE = "rl"
+
+
+def _chains(policy, params, game, key, config):
+  return sample.chains(
+    policy, params, game, key, config.group, config.temperature
+  )
+
+
+def _beam(policy, params, game, key, config):
+  del key
+  return beam.beam(policy, params, game, config.group)
+
+
+EXPLORE = {"chains": _chains, "beam": _beam}
+CREDIT = {"group": credit.group}
+OBJECTIVE = {
+  "clipped": objectives.clipped,
+  "reinforce": objectives.reinforce,
+  "reference": objectives.reference,
+}
+REWARDS = ("world", "evaluator", "labels")
+
+# Compositions whose gradient means what its name says; anything else needs
+# `biased_credit=True`. A beam's leaves are not samples of the policy.
+LEGAL = {
+  ("chains", "group", "clipped"),
+  ("chains", "group", "reinforce"),
+  ("chains", "group", "reference"),
+  ("beam", "group", "reference"),
+}
+
+
+def check(config: Config) -> None:
+  """Refuses illegal compositions, with the reason.
+
+  Raises:
+    ConfigError: an unknown part, or parts that do not go together.
+  """
+  rl = config.rl
+  parts = {
+    "explore": EXPLORE,
+    "credit": CREDIT,
+    "objective": OBJECTIVE,
+    "reward": REWARDS,
+  }
+  for field, table in parts.items():
+    if getattr(rl, field) not in table:
+      raise ConfigError(
+        f"config.rl.{field}={getattr(rl, field)!r}; choose from "
+        f"{', '.join(table)}."
+      )
+  combination = (rl.explore, rl.credit, rl.objective)
+  sampled = rl.explore == "chains" and rl.temperature != 1
+  if (combination not in LEGAL or sampled) and not rl.biased_credit:
+    raise ConfigError(
+      f"explore={rl.explore!r} at temperature {rl.temperature} with credit="
+      f"{rl.credit!r} and objective={rl.objective!r} does not sample from the "
+      "policy, so the credit would be biased; use explore='chains' at "
+      "temperature 1 or declare config.rl.biased_credit=True."
+    )
+  if rl.reward == "world" and config.data.name != "world":
+    raise ConfigError(
+      f"config.rl.reward='world' needs config.data.name='world', not "
+      f"{config.data.name!r}; use reward='evaluator' or 'labels'."
+    )
+  if rl.reward == "evaluator" and "evaluators" not in config.stages:
+    raise ConfigError(
+      "config.rl.reward='evaluator' needs the stage 'evaluators' in "
+      "config.stages."
+    )
+  if rl.group < 2:
+    raise ConfigError(
+      f"config.rl.group={rl.group} gives no baseline; use at least 2."
+    )
+
+
+class Method(NamedTuple):
+  """The static parts of an RL step."""
+
+  policy: Policy
+  config: RLConfig
+  tx: object
+  decay: float
+
+
+def step(method, catalogue, reward, reference, state, batch, key):
+  """One batch: roll out, reward, credit, `epochs` gradient steps.
+
+  Args:
+    method: static parts.
+    catalogue: the Catalogue.
+    reward: (impression, slate) -> Outcome.
+    reference: parameters of the reference policy.
+    state: TrainState of the policy.
+    batch: Impression.
+    key: PRNG key.
+
+  Returns:
+    (state, metrics as (sum, count)).
+  """
+  policy, config = method.policy, method.config
+  prepare = functools.partial(
+    sample.prepare, policy, catalogue=catalogue, request=batch.request
+  )
+  game = prepare(state.params)
+  tree = EXPLORE[config.explore](policy, state.params, game, key, config)
+  tree = jax.lax.stop_gradient(tree)
+  outcome = reward(batch, tree.slate)
+  given = CREDIT[config.credit](tree, outcome)
+  old = learner.score_slates(policy, reference, prepare(reference), tree.slate)
+
+  def loss(params):
+    scores = learner.score_slates(policy, params, prepare(params), tree.slate)
+    main = OBJECTIVE[config.objective](tree, scores, given, config.clip)
+    far = objectives.weighted(tree, objectives.kl(scores, old))
+    wide = objectives.weighted(tree, objectives.entropy(scores))
+    total = main.total + config.kl * far.total - config.entropy * wide.total
+    return total / jnp.maximum(main.denominator, 1e-6), (scores, main)
+
+  for _ in range(config.epochs):
+    grads, (scores, main) = jax.grad(loss, has_aux=True)(state.params)
+    state = states.apply_gradients(state, grads, method.tx, method.decay)
+  return state, diagnostics(method, tree, outcome, given, scores, old, main)
+
+
+def diagnostics(method, tree, outcome, given, scores, old, main) -> dict:
+  """What to watch: (sum, count) each; per level where levels differ."""
+  reward = outcome.reward
+  dead = credit.zero_variance(given.leaf)
+  ratio = objectives.ratio(tree, scores)
+  clipped = jnp.abs(ratio - 1) > method.config.clip
+  out = {
+    "loss": (main.total, main.denominator),
+    "reward": (reward.sum(), reward.size),
+    "zero_variance_groups": (dead.sum(), dead.size),
+    "clip_share": ((tree.weight * clipped).sum(), tree.weight.sum()),
+  }
+  L = method.policy.levels
+  real = scores.legal.any(-1)
+  for name, values in (
+    ("entropy", objectives.entropy(scores)),
+    ("kl", objectives.kl(scores, old)),
+  ):
+    for level in range(L):
+      at = jnp.arange(values.shape[-1]) % L == level
+      at = real & at[None, None]
+      out[f"{name}_level_{level}"] = (jnp.sum(values * at), at.sum())
+  return out
+
+
+def run(setting: Setting) -> Setting:
+  """Learns, resumes or reloads the RL policy, starting from SFT's.
+
+  Args:
+    setting: after `sft`.
+
+  Returns:
+    With `params[config.name]`.
+  """
+  config = setting.config
+  check(config)
+  setting = setting.identified(
+    STAGE, setting.identity["sft"], config.rl, config.rl_train
+  )
+  if ready(setting, STAGE):
+    params, meta = load_artifact(setting.folder(STAGE))
+    return learned(setting, STAGE, config.name, params, meta["history"])
+  train = config.rl_train
+  tx = states.optimizer(
+    dataclasses.replace(
+      train,
+      steps=train.steps * config.rl.epochs,
+      warmup_steps=train.warmup_steps * config.rl.epochs,
+    )
+  )
+  start = jax.tree.map(jnp.asarray, setting.params[config.sft_name])
+  method = Method(setting.policy, config.rl, tx, train.ema)
+  evaluate, select = selection(setting, greedy_ranker(setting))
+  fit = loop.fit(
+    states.create(start, tx),
+    jax.tree_util.Partial(
+      functools.partial(step, method),
+      setting.catalogue,
+      setting.reward(config.rl.reward),
+      start,
+    ),
+    local_batches(setting, train.batch_size, STAGE),
+    train,
+    setting.key(STAGE),
+    folder=setting.folder(STAGE),
+    title=STAGE,
+    evaluate=evaluate,
+    select=select,
+    mesh=setting.mesh,
+  )
+  keep(setting, STAGE, fit.best_params, history=fit.history)
+  return learned(setting, STAGE, config.name, fit.best_params, fit.history)

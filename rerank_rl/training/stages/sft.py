@@ -1,0 +1,195 @@
+"""Stage `sft`: the policy clones demonstrations."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.config import ConfigError
+from rerank_rl.data import pipeline
+from rerank_rl.decoding import list_search, sample
+from rerank_rl.models import evaluator as evaluators
+from rerank_rl.models.policy import Policy
+from rerank_rl.rl import learner, objectives
+from rerank_rl.training import loop
+from rerank_rl.training import state as states
+from rerank_rl.training.checkpoint import load_artifact
+from rerank_rl.training.setting import (
+  Setting,
+  greedy_ranker,
+  keep,
+  ready,
+  selection,
+)
+from rerank_rl.types import PAD, Array, Impression
+
+STAGE = "sft"
+
+
+def logged(setting: Setting) -> Callable[[Impression], Array]:
+  """Demonstrates what was shown."""
+  del setting
+  return jax.tree_util.Partial(lambda batch: batch.slate)
+
+
+def relevant_first(setting: Setting) -> Callable[[Impression], Array]:
+  """Demonstrates what was shown, the items with feedback moved up."""
+  del setting
+  return jax.tree_util.Partial(_relevant_first)
+
+
+def _relevant_first(batch: Impression) -> Array:
+  """Stable order by the first signal, padding last."""
+  shown = batch.slate != PAD
+  score = jnp.where(shown, batch.feedback[..., 0], -1)
+  order = jnp.argsort(-score, axis=1, stable=True)
+  return jnp.take_along_axis(batch.slate, order, axis=1)
+
+
+def improved(setting: Setting) -> Callable[[Impression], Array]:
+  """Demonstrates the list-greedy slate on evaluator A.
+
+  The slate that was shown is kept where A prefers it.
+  """
+  one = setting.judges["a"]
+  search = functools.partial(_improved, one.model)
+  return jax.tree_util.Partial(
+    search,
+    one.fitted,
+    setting.catalogue.features,
+    jnp.asarray(setting.weights),
+    setting.judged_by("a"),
+  )
+
+
+def _improved(model, fitted, features, weights, reward, batch) -> Array:
+  best = search_slates(model, fitted, features, weights, batch.request, 1)
+  both = jnp.stack([best[:, 0], batch.slate], axis=1)
+  worth = reward(batch, both).reward
+  return jnp.where((worth[:, 0] >= worth[:, 1])[:, None], *both.swapaxes(0, 1))
+
+
+def search_slates(model, fitted, features, weights, request, width) -> Array:
+  """Beam search on an evaluator: i32[B, width, K], best first."""
+  items = evaluators.encode(model, fitted, features, request)
+
+  def score(placed: Array, k: Array) -> Array:
+    logits = evaluators.predict_next(model, fitted, items, placed, k)
+    return jax.nn.sigmoid(logits) @ weights.astype(logits.dtype)
+
+  return list_search.search(score, request, model.slots, width)
+
+
+RULES = {
+  "evaluator": improved,
+  "logged": logged,
+  "relevant_first": relevant_first,
+}
+
+
+def make_step(policy: Policy, tx, decay: float) -> Callable:
+  """The SFT step: (catalogue, demonstrate, state, batch, key) -> ...
+
+  Cross-entropy of the demonstrated tokens under the legality mask.
+  """
+
+  def step(catalogue, demonstrate, state, batch, key):
+    del key
+    slate = jax.lax.stop_gradient(demonstrate(batch))[:, None]
+
+    def loss(params):
+      game = sample.prepare(policy, params, catalogue, batch.request)
+      scores = learner.score_slates(policy, params, game, slate)
+      out = objectives.cross_entropy(scores, jnp.ones(slate.shape[:2]))
+      return out.total / jnp.maximum(out.denominator, 1), out
+
+    grads, out = jax.grad(loss, has_aux=True)(state.params)
+    state = states.apply_gradients(state, grads, tx, decay)
+    return state, {"loss": (out.total, out.denominator)}
+
+  return step
+
+
+def run(setting: Setting) -> Setting:
+  """Learns, resumes or reloads the SFT policy.
+
+  Args:
+    setting: after `tokenizer`, and `evaluators` where the rule needs A.
+
+  Returns:
+    With `params[config.sft_name]`.
+
+  Raises:
+    ConfigError: an unknown rule, or one without its evaluators.
+  """
+  config = setting.config
+  rule = config.demo.rule
+  if rule not in RULES:
+    raise ConfigError(
+      f"config.demo.rule={rule!r}; choose from {', '.join(RULES)}."
+    )
+  if rule == "evaluator" and not setting.judges:
+    raise ConfigError(
+      "config.demo.rule='evaluator' needs the stage 'evaluators' before "
+      "'sft' in config.stages."
+    )
+  setting = setting.identified(
+    STAGE,
+    setting.identity["tokenizer"],
+    setting.identity.get("evaluators", ""),
+    config.policy,
+    config.demo,
+    config.sft,
+    config.protocol,
+  )
+  name = config.sft_name
+  if ready(setting, STAGE):
+    params, meta = load_artifact(setting.folder(STAGE))
+    return learned(setting, STAGE, name, params, meta["history"])
+  policy, train = setting.policy, setting.dataset.splits["train"]
+  tx = states.optimizer(config.sft)
+  example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
+  init = jax.jit(policy.init)
+  params = init(setting.key("policy"), setting.catalogue, example)
+  evaluate, select = selection(setting, greedy_ranker(setting))
+  fit = loop.fit(
+    states.create(params, tx),
+    jax.tree_util.Partial(
+      make_step(policy, tx, config.sft.ema),
+      setting.catalogue,
+      RULES[rule](setting),
+    ),
+    local_batches(setting, config.sft.batch_size, STAGE),
+    config.sft,
+    setting.key(STAGE),
+    folder=setting.folder(STAGE),
+    title=STAGE,
+    evaluate=evaluate,
+    select=select,
+    mesh=setting.mesh,
+  )
+  keep(setting, STAGE, fit.best_params, history=fit.history)
+  return learned(setting, STAGE, name, fit.best_params, fit.history)
+
+
+def learned(setting, stage, name, params, history) -> Setting:
+  """The setting with a system's parameters and its training curve."""
+  return dataclasses.replace(
+    setting,
+    params={**setting.params, name: params},
+    history={**setting.history, stage: history},
+  )
+
+
+def local_batches(setting: Setting, batch_size: int, stage: str):
+  """This process's shuffled training batches, in the stage's own order."""
+  seed = int(jax.random.randint(setting.key(stage + "/data"), (), 0, 2**31 - 1))
+  return pipeline.batches(
+    setting.dataset.splits["train"],
+    batch_size,
+    seed,
+    jax.process_index(),
+    jax.process_count(),
+  )

@@ -1,0 +1,138 @@
+"""Every system that a report compares: (setting) -> its slates on a split."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rerank_rl.decoding import sample
+from rerank_rl.training.setting import (
+  CHUNK,
+  Setting,
+  by_chunks,
+  greedy_ranker,
+  local,
+)
+from rerank_rl.training.stages import ranker as ranker_stage
+from rerank_rl.training.stages import sft
+from rerank_rl.types import PAD, Impression
+from rerank_rl.world import bayes, utility
+
+BEAM = 8  # Width of beam_on_a.
+BEST_OF = 16
+
+Slates = Mapping[str, np.ndarray]
+
+
+def by_score(
+  scores: np.ndarray, impressions: Impression, slots: int
+) -> np.ndarray:
+  """Slates of the highest scores f32[n, N]: i32[n, K]; ties to the first."""
+  real = impressions.request.candidates != PAD
+  order = np.argsort(-np.where(real, scores, -np.inf), axis=1, kind="stable")
+  slate = order[:, :slots].astype(np.int32)
+  counts = np.minimum(real.sum(1), impressions.request.size)
+  return np.where(np.arange(slots)[None] < counts[:, None], slate, PAD)
+
+
+def popularity(setting: Setting) -> np.ndarray:
+  """How often training showed each item, f64[M]."""
+  train = setting.dataset.splits["train"]
+  shown = np.take_along_axis(
+    train.request.candidates, np.maximum(train.slate, 0), axis=1
+  )
+  shown = shown[train.slate != PAD]
+  return np.bincount(shown, minlength=len(setting.dataset.item_ids)) * 1.0
+
+
+def simple(setting: Setting, impressions: Impression) -> Slates:
+  """The ranker's order and popularity; both reversed on real data.
+
+  The reversed rows are leak controls: a reversed order that recovers more
+  than chance would show that candidates were drawn by what they are scored.
+  """
+  slots = setting.dataset.slate_size
+  request = impressions.request
+  popular = popularity(setting)[np.maximum(request.candidates, 0)]
+  out = {
+    "ranker_order": by_score(request.scores, impressions, slots),
+    "popularity": by_score(popular, impressions, slots),
+  }
+  if setting.world is None:
+    out["ranker_reversed"] = by_score(-request.scores, impressions, slots)
+    out["popularity_reversed"] = by_score(-popular, impressions, slots)
+  return out
+
+
+def beam_on_a(setting: Setting, impressions: Impression) -> np.ndarray:
+  """Beam search on evaluator A itself: is RL more than amortised search?"""
+  one = setting.judges["a"]
+  width = min(BEAM, impressions.request.candidates.shape[1])
+
+  @jax.jit
+  def best(fitted, features, weights, request):
+    found = sft.search_slates(
+      one.model, fitted, features, weights, request, width
+    )
+    return found[:, 0]
+
+  weights = jnp.asarray(setting.weights)
+  features = setting.catalogue.features
+  return by_chunks(
+    lambda r: best(one.fitted, features, weights, r),
+    CHUNK // 2,
+    impressions.request,
+  )
+
+
+def best_of(
+  setting: Setting, params: Any, impressions: Impression
+) -> np.ndarray:
+  """The best of 16 samples by evaluator A."""
+  policy, reward = setting.policy, setting.judged_by("a")
+
+  @jax.jit
+  def best(params, catalogue, reward, batch, key):
+    game = sample.prepare(policy, params, catalogue, batch.request)
+    tree = sample.chains(policy, params, game, key, BEST_OF)
+    index = jnp.argmax(reward(batch, tree.slate).reward, axis=1)
+    return jnp.take_along_axis(tree.slate, index[:, None, None], axis=1)[:, 0]
+
+  params, key = local(params), setting.key("best_of")
+  return by_chunks(
+    lambda x: best(params, setting.catalogue, reward, x, key),
+    CHUNK // 2,
+    impressions,
+  )
+
+
+def bounds(setting: Setting, impressions: Impression) -> Slates:
+  """What the world knows: Bayes-optimal rules and the optimum."""
+  world, key = setting.world, jax.random.key(setting.config.seed)
+  request = impressions.request
+  return {
+    "bayes_pointwise": bayes.bayes_pointwise(world, request, key),
+    "bayes_list": bayes.bayes_list(world, request, key),
+    "optimum": utility.optimum(world, impressions.hidden, request.candidates),
+  }
+
+
+def learnt(setting: Setting, impressions: Impression) -> dict[str, Callable]:
+  """system -> () -> slates, for every system with parameters."""
+  out = {}
+  config = setting.config
+  for name, params in setting.params.items():
+    if "ranker" in config.stages and name == config.name:
+      rank = ranker_stage.slates(setting)
+      if config.ranker.mmr:
+        trade = ranker_stage.tuned_trade(setting, params)
+        rank = ranker_stage.slates(setting, trade)
+    else:
+      rank = greedy_ranker(setting)
+    out[name] = lambda rank=rank, params=params: rank(params, impressions)
+  first = setting.params.get(config.sft_name)
+  if first is not None and setting.judges:
+    out["sft_best16"] = lambda: best_of(setting, first, impressions)
+  return out

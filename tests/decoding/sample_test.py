@@ -1,0 +1,154 @@
+"""Rollouts: the probabilities are right, and samples follow them."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from rerank_rl.decoding import legality, sample, tree
+from rerank_rl.rl import learner
+from rerank_rl.types import PAD
+from tests import toys
+
+
+def _scores(policy, params, slate):
+  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+  return learner.score_slates(policy, params, game, jnp.asarray(slate))
+
+
+@pytest.mark.parametrize("head", toys.HEADS)
+def test_all_slates_sum_to_one(head):
+  policy, params = toys.policy(head)
+  slates = np.broadcast_to(toys.every_slate(), (4, 60, 3))
+  logp = _scores(policy, params, slates).logp.sum(-1)
+  # The first and last requests have all five candidates.
+  total = np.exp(np.asarray(logp, np.float64)).sum(1)[np.array([0, 3])]
+  np.testing.assert_allclose(total, 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", toys.HEADS)
+def test_samples_follow_the_probabilities(head):
+  policy, params = toys.policy(head, sharpness=1.3)
+  slates = toys.every_slate()
+  logp = _scores(policy, params, np.broadcast_to(slates, (4, 60, 3))).logp
+  expected = np.exp(np.asarray(logp, np.float64).sum(-1))[0]
+
+  @jax.jit
+  def draw(key):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    return sample.chains(policy, params, game, key, 2000).slate[0]
+
+  drawn = np.concatenate([draw(jax.random.key(i)) for i in range(3)])
+  code = lambda s: s @ np.array([25, 5, 1])
+  counts = np.array([(code(drawn) == c).sum() for c in code(slates)])
+  assert counts.sum() == len(drawn)
+  keep = expected * len(drawn) >= 5
+  observed = np.append(counts[keep], counts[~keep].sum())
+  wanted = np.append(expected[keep], expected[~keep].sum()) * len(drawn)
+  _, p = stats.chisquare(observed, wanted * observed.sum() / wanted.sum())
+  assert p > 1e-3
+
+
+@pytest.mark.parametrize("head", toys.HEADS)
+def test_rollout_and_learner_agree(head):
+  policy, params = toys.policy(head)
+  with jax.default_matmul_precision("highest"):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    out = sample.chains(policy, params, game, jax.random.key(1), 16)
+    scores = learner.score_slates(policy, params, game, out.slate)
+  np.testing.assert_allclose(
+    tree.on_path(out, out.logp_old), scores.logp, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("head", toys.HEADS)
+@pytest.mark.parametrize("ruled", (False, True))
+def test_slates_are_legal(head, ruled):
+  policy, params = toys.policy(head, sharpness=4.0)
+  request = toys.request(batch=64)
+  rules, cap = (), 3
+  pins = jnp.full((64, 3), PAD, jnp.int32).at[:, 1].set(0)
+  if ruled:
+    cap = 1
+    groups = jnp.broadcast_to(jnp.arange(5) // 2, (64, 5))
+    limit = jnp.full((64,), cap, jnp.int32)
+    rules = (legality.pin(pins), legality.cap(groups, limit))
+  game = sample.prepare(policy, params, toys.catalogue(), request)
+  out = sample.chains(
+    policy, params, game, jax.random.key(2), 50, rules=rules
+  )
+  slate = np.asarray(out.slate)
+  count = np.asarray((request.candidates >= 0).sum(1))
+  for b in range(64):
+    for row in slate[b]:
+      shown = row[row >= 0]
+      assert len(set(shown)) == len(shown)
+      assert (shown < count[b]).all()
+      if ruled:
+        assert row[1] == 0
+        # The pinned item is shown at its own slot, whatever came above.
+        assert max(np.bincount(shown // 2), default=0) <= cap
+      else:
+        assert len(shown) == min(3, count[b])
+
+
+def test_greedy_is_the_most_likely_token_each_time():
+  policy, params = toys.policy("global")
+  slate = sample.greedy(policy, params, toys.catalogue(), toys.request())
+  scores = _scores(policy, params, slate[:, None])
+  best = jnp.where(scores.legal, scores.dist, -jnp.inf).max(-1)
+  real = scores.legal.any(-1)
+  np.testing.assert_allclose(
+    jnp.where(real, scores.logp, 0), jnp.where(real, best, 0), atol=1e-5
+  )
+
+
+def test_temperature_changes_the_explorer_alone():
+  policy, params = toys.policy("global")
+  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+  hot = sample.chains(policy, params, game, jax.random.key(0), 8, 2.0)
+  scores = learner.score_slates(policy, params, game, hot.slate)
+  np.testing.assert_allclose(
+    tree.on_path(hot, hot.logp_old), scores.logp, atol=1e-5
+  )
+  assert not hot.iid
+  assert not np.allclose(hot.log_q, hot.logp_old)
+
+
+def test_permuting_candidates_cannot_change_the_global_head():
+  policy, params = toys.policy("global")
+  request = toys.request()
+  request = request.replace(
+    candidates=request.candidates[jnp.array([0, 3])],
+    scores=request.scores[jnp.array([0, 3])],
+    history=request.history[jnp.array([0, 3])],
+    user=request.user[:2],
+    size=request.size[:2],
+  )
+  slate = sample.greedy(policy, params, toys.catalogue(), request)
+  items = jnp.take_along_axis(request.candidates, slate, axis=1)
+  for seed in range(5):
+    order = np.random.default_rng(seed).permutation(5)
+    other = request.replace(
+      candidates=request.candidates[:, order], scores=request.scores[:, order]
+    )
+    again = sample.greedy(policy, params, toys.catalogue(), other)
+    np.testing.assert_array_equal(
+      items, jnp.take_along_axis(other.candidates, again, axis=1)
+    )
+
+
+def test_one_compile_a_shape():
+  policy, params = toys.policy("global")
+
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def draw(params, request, key):
+    game = sample.prepare(policy, params, toys.catalogue(), request)
+    return sample.chains(policy, params, game, key, 2).slate
+
+  chex.clear_trace_counter()
+  for seed in range(3):
+    draw(params, toys.request(seed), jax.random.key(seed))

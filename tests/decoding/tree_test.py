@@ -1,0 +1,117 @@
+"""The invariants of TokenTree, for chains, merged chains and beams."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerank_rl.decoding import beam, sample, tree
+from rerank_rl.rl import learner
+from rerank_rl.types import PAD, ROOT
+from tests import toys
+
+
+def _tree(kind, head="global"):
+  policy, params = toys.policy(head)
+  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+  if kind == "beam":
+    return policy, params, game, beam.beam(policy, params, game, 8)
+  chains = sample.chains(policy, params, game, jax.random.key(0), 16)
+  out = tree.merge(chains) if kind == "merged" else chains
+  return policy, params, game, out
+
+
+@pytest.mark.parametrize("kind", ("chains", "merged", "beam"))
+def test_invariants(kind):
+  policy, params, game, t = _tree(kind)
+  scores = learner.score_slates(policy, params, game, t.slate)
+  token, parent, path = (np.asarray(x) for x in (t.token, t.parent, t.path))
+  B, E = token.shape
+  G, T = path.shape[1:]
+  real = token != PAD
+  assert (parent[real] < np.broadcast_to(np.arange(E), (B, E))[real]).all()
+  for b in range(B):
+    through = np.zeros(E)
+    for g in range(G):
+      steps = path[b, g][path[b, g] != PAD]
+      through[steps] += 1 / G
+      assert (np.asarray(t.depth)[b, steps] == np.arange(len(steps))).all()
+      before = ROOT
+      for edge in steps:
+        assert parent[b, edge] == before
+        before = edge
+    np.testing.assert_allclose(t.weight[b], through, atol=1e-6)
+    # weight = sum over children + leaves.
+    for edge in np.flatnonzero(real[b]):
+      below = np.asarray(t.weight)[b, (parent[b] == edge) & real[b]].sum()
+      ends = sum(
+        1 / G for g in range(G) if path[b, g][path[b, g] != PAD][-1:] == edge
+      )
+      np.testing.assert_allclose(t.weight[b, edge], below + ends, atol=1e-5)
+  if kind != "chains":
+    for b in range(B):
+      pairs = [(parent[b, e], token[b, e]) for e in np.flatnonzero(real[b])]
+      assert len(set(pairs)) == len(pairs)
+  np.testing.assert_allclose(
+    tree.on_path(t, t.logp_old).sum(-1), scores.logp.sum(-1), atol=1e-4
+  )
+  for name in ("logp_old", "weight", "mean_logp_old"):
+    assert (np.asarray(getattr(t, name))[~real] == 0).all()
+
+
+def test_siblings_of_a_complete_beam_sum_to_one():
+  policy, params = toys.policy("global")
+  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+  t = beam.beam(policy, params, game, 60)
+  for b in (0, 3):
+    real = np.asarray(t.token[b] != PAD)
+    parents = np.asarray(t.parent[b])[real]
+    mass = np.exp(np.asarray(t.logp_old[b], np.float64))[real]
+    for parent in set(parents):
+      np.testing.assert_allclose(mass[parents == parent].sum(), 1, atol=1e-5)
+
+
+def test_mean_logp_is_over_the_next_states_legal_children():
+  policy, params, game, t = _tree("chains")
+  scores = learner.score_slates(policy, params, game, t.slate)
+  mean = jnp.where(scores.legal, scores.dist, 0).sum(-1)
+  mean /= jnp.maximum(scores.legal.sum(-1), 1)
+  ahead = tree.on_path(t, t.mean_logp_old)
+  real = t.path[:, :, 1:] != PAD
+  np.testing.assert_allclose(
+    jnp.where(real, ahead[:, :, :-1], 0),
+    jnp.where(real, mean[:, :, 1:], 0),
+    atol=1e-5,
+  )
+  assert (ahead[0, :, -1] == 0).all()
+
+
+def test_beam_is_exact_when_wide_enough():
+  policy, params = toys.policy("global")
+  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+  slates = np.broadcast_to(toys.every_slate(), (4, 60, 3))
+  logp = learner.score_slates(policy, params, game, jnp.asarray(slates)).logp
+  t = beam.beam(policy, params, game, 60)
+  found = tree.on_path(t, t.logp_old).sum(-1)
+  for b in (0, 3):
+    best = np.sort(np.asarray(logp.sum(-1))[b])[::-1]
+    np.testing.assert_allclose(found[b], best, atol=1e-4)
+
+
+def test_stochastic_beam_draws_without_replacement_in_proportion():
+  policy, params = toys.policy("global", sharpness=1.0)
+  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+  slates = toys.every_slate()
+  logp = learner.score_slates(
+    policy, params, game, jnp.asarray(np.broadcast_to(slates, (4, 60, 3)))
+  ).logp
+  p = np.exp(np.asarray(logp, np.float64).sum(-1))[0]
+  draw = jax.jit(
+    lambda key: beam.beam(policy, params, game, 4, key=key).slate[0]
+  )
+  drawn = np.stack([draw(jax.random.key(i)) for i in range(600)])
+  code = np.array([25, 5, 1])
+  assert all(len(set(row)) == 4 for row in drawn @ code)
+  # The first beam alone is a sample of the policy.
+  first = (drawn[:, 0] @ code)[:, None] == (slates @ code)[None]
+  np.testing.assert_allclose(first.mean(0), p, atol=0.08)

@@ -1,0 +1,55 @@
+"""Tiny requests and policies that several tests play with."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rerank_rl.config import PolicyConfig
+from rerank_rl.models.policy import Policy, Sizes, make_policy
+from rerank_rl.types import PAD, Catalogue, Request
+
+HEADS = ("global", "pointer", "local_index")
+SIZES = Sizes(codes=3, levels=3, slots=3, history=4, candidates=5)
+
+
+def catalogue(seed: int = 0, items: int = 20, sizes: Sizes = SIZES):
+  """Distinct semantic IDs that share many prefixes, random features."""
+  random = np.random.default_rng(seed)
+  every = list(itertools.product(range(sizes.codes), repeat=sizes.levels))
+  sids = np.array(every, np.int32)[random.permutation(len(every))[:items]]
+  features = random.normal(size=(items, 6)).astype(np.float32)
+  return Catalogue(jnp.asarray(features), jnp.asarray(sids))
+
+
+def request(seed: int = 0, batch: int = 4, items: int = 20, sizes=SIZES):
+  """Requests with 5, 4, 2, 5, ... candidates."""
+  random = np.random.default_rng(seed + 1)
+  N, H = sizes.candidates, sizes.history
+  candidates = np.stack([random.permutation(items)[:N] for _ in range(batch)])
+  for row, count in zip(range(batch), itertools.cycle((N, N - 1, 2))):
+    candidates[row, count:] = PAD
+  history = random.integers(0, items, (batch, H))
+  history[0, :2] = PAD
+  scores = np.where(candidates < 0, 0, random.normal(size=(batch, N)))
+  return Request(
+    user=jnp.zeros((batch, 0)),
+    history=jnp.asarray(history, jnp.int32),
+    candidates=jnp.asarray(candidates, jnp.int32),
+    scores=jnp.asarray(scores, jnp.float32),
+    size=jnp.full((batch,), sizes.slots, jnp.int32),
+  )
+
+
+def policy(head: str, sharpness: float = 2.0, seed: int = 0, sizes=SIZES):
+  """(Policy, params) whose distribution is far from uniform."""
+  made: Policy = make_policy(PolicyConfig(head=head, dim=16), sizes)
+  params = made.init(jax.random.key(seed), catalogue(), request())
+  return made, jax.tree.map(lambda x: x * sharpness, params)
+
+
+def every_slate(sizes: Sizes = SIZES) -> np.ndarray:
+  """All ordered slates of full length: i32[P(N, K), K]."""
+  slates = itertools.permutations(range(sizes.candidates), sizes.slots)
+  return np.array(list(slates), np.int32)
