@@ -59,8 +59,7 @@ def load(config: Config) -> Dataset:
   item_ids, side, groups = _items(path / "item_features.parquet")
   user_ids, user_features = _users(path / "user_features.parquet")
   log = _read_log(path, user_ids, item_ids)
-  seen_user, seen_item, seen_time = _sequences(path, user_ids, item_ids)
-
+  *seen, seen_time = _sequences(path, user_ids, item_ids)
   user, item, time, date, signals = _first_exposures(log)
   index, _ = slates.cut(user, public.SLATE, from_end=False)
   owner, last_date = user[index[:, 0]], date[index[:, -1]]
@@ -70,27 +69,13 @@ def load(config: Config) -> Dataset:
 
   clicked = log["is_click"] > 0
   history = _histories(
-    np.concatenate([seen_user, log["user_id"][clicked]]),
-    np.concatenate([seen_item, log["video_id"][clicked]]),
+    np.concatenate([seen[0], log["user_id"][clicked]]),
+    np.concatenate([seen[1], log["video_id"][clicked]]),
     np.concatenate([seen_time, log["time_ms"][clicked]]),
     owner,
     time[index[:, 0]],
   )
-  met = np.zeros((user_ids.size, item_ids.size), bool)
-  met[seen_user, seen_item] = True
-  met[log["user_id"], log["video_id"]] = True
-  early = log["date"] <= _LAST_TRAIN
-  train_slates = index[split == 0].ravel()
-  # Beside what was watched, the exposures of the training slates: a row's
-  # own slate is then always counted, and always taken out of its score.
-  trained = (
-    np.concatenate(
-      [seen_user, log["user_id"][clicked & early], user[train_slates]]
-    ),
-    np.concatenate(
-      [seen_item, log["video_id"][clicked & early], item[train_slates]]
-    ),
-  )
+  train = index[split == 0].ravel()
   return public.assemble(
     config,
     public.Log(
@@ -100,9 +85,9 @@ def load(config: Config) -> Dataset:
       history=history,
       time=time[index[:, -1]],
       split=split,
-      met=met,
-      trained=trained,
-      popularity=np.bincount(item[train_slates], minlength=item_ids.size),
+      met=_met(log, seen, (user_ids.size, item_ids.size)),
+      trained=_trained(log, seen, user[train], item[train]),
+      popularity=np.bincount(item[train], minlength=item_ids.size),
       side=side,
       groups=groups,
       item_ids=item_ids,
@@ -110,6 +95,36 @@ def load(config: Config) -> Dataset:
     ),
     SIGNALS,
     WEIGHTS,
+  )
+
+
+def _met(
+  log: dict[str, np.ndarray],
+  seen: list[np.ndarray],
+  shape: tuple[int, int],
+) -> np.ndarray:
+  """bool[users, M]: all that each user watched before or was ever shown."""
+  met = np.zeros(shape, bool)
+  met[tuple(seen)] = True
+  met[log["user_id"], log["video_id"]] = True
+  return met
+
+
+def _trained(
+  log: dict[str, np.ndarray],
+  seen: list[np.ndarray],
+  user: np.ndarray,
+  item: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+  """(users, items) of the training part: watched, or in a training slate.
+
+  All exposures of training slates count, so that a row's own slate is always
+  in, and always taken out of its score.
+  """
+  early = (log["is_click"] > 0) & (log["date"] <= _LAST_TRAIN)
+  return (
+    np.concatenate([seen[0], log["user_id"][early], user]),
+    np.concatenate([seen[1], log["video_id"][early], item]),
   )
 
 

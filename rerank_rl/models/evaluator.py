@@ -437,39 +437,6 @@ def next_values(model, fitted, features, request, weights):
   return score
 
 
-def calibration(logits, impression, steps=20):
-  """Platt scaling of each signal on held-out impressions.
-
-  Minimises the cross-entropy of sigmoid(scale * logit + shift) by Newton's
-  method, with a faint prior at scale 1, shift 0 (Platt 1999).
-
-  Args:
-    logits: f32[n, K, S], of the shown slates, `Fitted` being uncalibrated.
-    impression: their `types.Impression`.
-    steps: Newton steps.
-
-  Returns:
-    scale f32[S] and shift f32[S].
-  """
-  shown = jnp.asarray(impression.slate >= 0, logits.dtype)[..., None]
-  start = jnp.asarray([1.0, 0.0], logits.dtype)
-
-  def objective(theta, x, target):
-    terms = optax.sigmoid_binary_cross_entropy(theta[0] * x + theta[1], target)
-    return jnp.sum(terms * shown[..., 0]) + jnp.sum((theta - start) ** 2)
-
-  def solve(x, target):
-    def step(_, theta):
-      slope = jax.grad(objective)(theta, x, target)
-      curve = jax.hessian(objective)(theta, x, target)
-      return theta - jnp.linalg.solve(curve, slope)
-
-    return jax.lax.fori_loop(0, steps, step, start)
-
-  theta = jax.vmap(solve, in_axes=-1)(logits, jnp.asarray(impression.feedback))
-  return theta[:, 0], theta[:, 1]
-
-
 def values(logits, slate, weights) -> jax.Array:
   """Expected utility of each position, f32[B, G, K]; 0 at PAD.
 

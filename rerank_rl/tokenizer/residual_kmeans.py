@@ -116,7 +116,7 @@ def _descend(centroids: jax.Array, residual: jax.Array) -> jax.Array:
   return left.reshape(-1, residual.shape[1])[: residual.shape[0]]
 
 
-@functools.partial(jax.jit, static_argnames=("codes", "iterations", "balanced"))
+@functools.partial(jax.jit, static_argnames=("codes", "balanced"))
 def fit_level(
   key: jax.Array,
   points: jax.Array,

@@ -26,6 +26,7 @@ import pathlib
 from typing import Any
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,13 +51,15 @@ def encode(codebook: Codebook, vectors: Array) -> jax.Array:
   Returns:
     i32[..., L], codes in [0, V).
   """
-  residual = jnp.asarray(vectors, codebook.centroids.dtype)
-  out = []
-  for centroids in codebook.centroids:
-    chosen = nearest.code(centroids, residual)
-    residual = residual - jnp.asarray(centroids)[chosen]
-    out.append(chosen)
-  return jnp.stack(out, axis=-1)
+  centroids = jnp.asarray(codebook.centroids)
+
+  def descend(residual, level):
+    code = nearest.code(level, residual)
+    return residual - level[code], code
+
+  residual = jnp.asarray(vectors, centroids.dtype)
+  _, codes = lax.scan(descend, residual, centroids)
+  return jnp.moveaxis(codes, 0, -1)
 
 
 _encode = jax.jit(encode)

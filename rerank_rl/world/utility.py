@@ -73,6 +73,7 @@ def per_item(world: world_lib.World, hidden: Array, items: Array) -> jax.Array:
   )
 
 
+@jax.jit
 def utility(
   world: world_lib.World, hidden: Array, candidates: Array, slate: Array
 ) -> jax.Array:

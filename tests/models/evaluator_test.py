@@ -59,19 +59,19 @@ def _model(**changes):
 
 
 def _fitted(model, members=2, seed=0):
-  """Perturbed parameters: at the start, some effects are still zero."""
-  key = jax.random.key(seed)
-  start = jax.jit(
-    lambda k: evaluator.init(model, k, _features(), _request(), members)
+  """Random parameters, none of them zero (and nothing to compile)."""
+  shapes = jax.eval_shape(
+    lambda k: evaluator.init(model, k, _features(), _request(), members),
+    jax.random.key(0),
   )
-  fitted = start(key)
-  leaves, tree = jax.tree.flatten(fitted.params)
-  keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-  leaves = [
-    x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)
-  ]
-  return fitted.replace(
-    params=jax.tree.unflatten(tree, leaves),
+  rng = np.random.default_rng(seed)
+
+  def draw(x):
+    size = 1 / np.sqrt(x.shape[-2]) if len(x.shape) > 2 else 0.3
+    return jnp.asarray(size * rng.normal(size=x.shape), x.dtype)
+
+  return evaluator.Fitted(
+    params=jax.tree.map(draw, shapes.params),
     scale=jnp.linspace(0.8, 1.2, SIGNALS),
     shift=jnp.linspace(-0.2, 0.2, SIGNALS),
   )
@@ -231,6 +231,16 @@ def test_feedback_with_a_cascade_cannot_grow_by_what_is_above():
   assert (marginal[:, :, 1:] < given[:, :, 1:])[shown].all()
 
 
+def test_init_shapes():
+  model = _model()
+  fitted = jax.eval_shape(
+    lambda k: evaluator.init(model, k, _features(), _request(), 2),
+    jax.random.key(0),
+  )
+  chex.assert_tree_shape_prefix(fitted.params, (2,))
+  chex.assert_shape([fitted.scale, fitted.shift], (SIGNALS,))
+
+
 def test_loss_counts_shown_positions_only():
   model = _model()
   fitted, impression = _fitted(model), _impression()
@@ -255,10 +265,7 @@ def test_loss_counts_shown_positions_only():
 def test_the_loss_can_be_driven_down():
   model = _model(dropout=0.0)
   impression = _impression()
-  start = jax.jit(
-    lambda k: evaluator.init(model, k, _features(), _request())
-  )
-  params = start(jax.random.key(0)).params
+  params = _fitted(model, members=1).params
   rule = optax.adam(1e-2)
 
   def objective(params):
@@ -302,22 +309,6 @@ def test_search_finds_slates_of_the_value_it_claims():
   logits = _predict(model, fitted, _features(), request, others)
   random = evaluator.values(logits, others, WEIGHTS).sum(-1)
   assert (total[:, 0] >= random.max(-1) - 1e-5).all()
-
-
-def test_calibration_recovers_a_known_distortion():
-  rng = np.random.default_rng(0)
-  shape = (4000, SLOTS, SIGNALS)
-  truth = rng.normal(size=shape).astype(np.float32) - 1
-  clicks = rng.uniform(size=shape) < 1 / (1 + np.exp(-truth))
-  slate = np.zeros(shape[:2], np.int32)
-  slate[::3, 2:] = types.PAD
-  clicks = np.where(slate[..., None] >= 0, clicks, 1)  # Must not be read.
-  impression = _impression().replace(
-    slate=slate, feedback=clicks.astype(np.float32)
-  )
-  scale, shift = evaluator.calibration(2 * truth + 1, impression)
-  np.testing.assert_allclose(scale, 0.5, atol=0.06)
-  np.testing.assert_allclose(shift, -0.5, atol=0.1)
 
 
 def test_inverse_and_its_gradient():

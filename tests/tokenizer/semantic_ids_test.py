@@ -56,7 +56,7 @@ def test_codes_are_the_same_under_jit_vmap_pmap_and_a_mesh():
     "host": semantic_ids.encode_all(codebook, vectors),
     "double": semantic_ids.encode_all(codebook, vectors.astype(np.float64)),
   }
-  for axes in ("a", "b", ("a", "b")):
+  for axes in ("a", ("a", "b")):
     spread = NamedSharding(mesh, PartitionSpec(axes))
     cases[f"mesh {axes}"] = jax.jit(encode, out_shardings=spread)(
       copies, jax.device_put(vectors, spread)

@@ -35,16 +35,18 @@ def request_of(world, hidden, noise, seed):
 
 
 @functools.cache
-def requests(config=SMALL, count=96):
-  world = world_lib.build(config, 1)
-  draw = jax.jit(world_lib.users, static_argnames="count")
-  hidden = np.asarray(draw(world, jax.random.key(2), count))
-  return world, hidden, request_of(world, hidden, config.ranker_noise, 0)
+def requests(noise=SMALL.ranker_noise, count=96):
+  world = world_lib.build(SMALL, 1)
+  world = world.replace(config=dataclasses.replace(SMALL, ranker_noise=noise))
+  random = np.random.default_rng(1)
+  hidden = random.normal(size=(count, 4)).astype(np.float32)
+  hidden /= np.linalg.norm(hidden, axis=1, keepdims=True)
+  return world, hidden, request_of(world, hidden, noise, 0)
 
 
 @functools.cache
-def slates(rule, config=SMALL):
-  world, _, request = requests(config)
+def slates(rule):
+  world, _, request = requests()
   return rule(world, request, jax.random.key(3))
 
 
@@ -67,8 +69,7 @@ def test_the_normaliser_is_close_to_the_exact_one():
 
 def test_the_posterior_agrees_with_importance_sampling():
   # Little is known here, so that many users of the prior are a fair sample.
-  config = dataclasses.replace(SMALL, ranker_noise=4.0)
-  world, _, requested = requests(config, 6)
+  world, _, requested = requests(4.0, 6)
   fitted = bayes.fit_normaliser(world, jax.random.key(5))
   draw = jax.jit(world_lib.users, static_argnames="count")
   many = np.asarray(draw(world, jax.random.key(6), 50_000))
@@ -128,8 +129,7 @@ def test_knowing_more_is_worth_more():
 
 
 def test_a_good_ranker_gives_the_user_away():
-  config = dataclasses.replace(SMALL, ranker_noise=0.2)
-  world, hidden, request = requests(config, 32)
+  world, hidden, request = requests(0.2, 32)
   rel = 3 * hidden @ np.asarray(world.z).T + np.asarray(world.quality) - 1.6
   rel = np.take_along_axis(rel, request.candidates, 1)
   slate = bayes.bayes_pointwise(world, request, jax.random.key(3))

@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 import itertools
 
@@ -54,10 +53,13 @@ def test_per_item_is_the_law_on_catalogue_rows():
 
 def test_positions_and_rows_give_the_same_utility():
   world, hidden, candidates = requests()
-  slate = np.tile(np.array([5, 2, 7, PAD], np.int32), (48, 1))
-  rows = np.where(slate == PAD, PAD, candidates[:, [5, 2, 7, 0]])
-  ours = utility.per_item(world, hidden, rows[:, None, :]).sum((1, 2))
-  np.testing.assert_allclose(worth(world, hidden, candidates, slate), ours)
+  slates = np.tile(np.array([5, 2, 7, PAD], np.int32), (48, 2, 1))
+  rows = np.where(slates == PAD, PAD, candidates[:, None, [5, 2, 7, 0]])
+  ours = np.asarray(utility.per_item(world, hidden, rows)).sum(-1)
+  theirs = worth(world, hidden, candidates, slates)
+  np.testing.assert_allclose(theirs, ours, rtol=1e-5)
+  alone = worth(world, hidden, candidates, slates[:, 0])
+  np.testing.assert_allclose(alone, ours[:, 0], rtol=1e-5)
 
 
 def test_enumeration_is_the_best_of_all_slates():
@@ -68,25 +70,29 @@ def test_enumeration_is_the_best_of_all_slates():
   np.testing.assert_allclose(ours, values.max(1), rtol=1e-5)
 
 
-def test_beam_and_local_search_reach_the_enumerated_optimum(monkeypatch):
+def test_beam_and_local_search_reach_the_enumerated_optimum():
   world, hidden, candidates = requests()
-  exact = utility.optimum(world, hidden, candidates)
-  monkeypatch.setattr(utility, "ENUMERABLE", 0)
-  jax.clear_caches()  # The constant is read while tracing.
-  found = utility.optimum(world, hidden, candidates)
-  jax.clear_caches()
-  exact = worth(world, hidden, candidates, exact)
-  found = worth(world, hidden, candidates, found)
+
+  @jax.jit
+  @jax.vmap
+  def find(user, items):
+    truth = utility.truth_of(world, user, items)
+    slate = utility.beam(world.law, truth, 4, 16)[0]
+    return utility.local_search(world.law, truth, slate)
+
+  found = worth(world, hidden, candidates, find(hidden, candidates))
+  _, values = everything(world, hidden, candidates)
+  exact = values.max(1)
   assert (found <= exact + 1e-5).all()
   assert found.sum() >= 0.9995 * exact.sum()
-  assert (np.abs(found - exact) < 1e-5).mean() >= 0.95
+  assert (np.abs(found - exact) < 1e-5).mean() >= 0.9
 
 
 def test_a_beam_that_keeps_every_prefix_is_exact():
   world, hidden, candidates = requests()
-  best = utility.search(world, hidden[:8], candidates[:8], 8 * 7 * 6)
-  _, values = everything(world, hidden[:8], candidates[:8])
-  ours = worth(world, hidden[:8], candidates[:8], best)
+  best = utility.search(world, hidden, candidates, 8 * 7 * 6)
+  _, values = everything(world, hidden, candidates)
+  ours = worth(world, hidden, candidates, best)
   np.testing.assert_allclose(ours, values.max(1), rtol=1e-5)
 
 
@@ -94,7 +100,8 @@ def test_a_beam_of_one_is_greedy():
   world, hidden, candidates = requests()
   slate = utility.search(world, hidden, candidates, 1)
   for slot in range(4):
-    tries = np.tile(slate[:, None, : slot + 1], (1, 8, 1))
+    tries = np.full((48, 8, 4), PAD, np.int32)
+    tries[:, :, :slot] = slate[:, None, :slot]
     tries[:, :, slot] = np.arange(8)
     values = worth(world, hidden, candidates, tries)
     used = (np.arange(8)[None, :, None] == slate[:, None, :slot]).any(-1)
@@ -105,7 +112,7 @@ def test_a_beam_of_one_is_greedy():
 
 def test_local_search_stops_where_no_neighbour_gains():
   world, hidden, candidates = requests()
-  orders, values = everything(world, hidden[:12], candidates[:12])
+  orders, values = everything(world, hidden, candidates)
   index = {tuple(order): row for row, order in enumerate(orders)}
   worst = orders[values.argmin(1)]
 
@@ -115,7 +122,7 @@ def test_local_search_stops_where_no_neighbour_gains():
     truth = utility.truth_of(world, user, items)
     return utility.local_search(world.law, truth, slate)
 
-  found = np.asarray(climb(hidden[:12], candidates[:12], worst))
+  found = np.asarray(climb(hidden, candidates, worst))
   for b, slate in enumerate(found.tolist()):
     here = values[b, index[tuple(slate)]]
     assert here > values[b].min() + 0.1
@@ -130,10 +137,9 @@ def test_local_search_stops_where_no_neighbour_gains():
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_sorting_by_truth_is_optimal_only_without_list_effects(plain):
-  config = TINY
+  world, hidden, candidates = requests()
   if plain:
-    config = dataclasses.replace(TINY, fatigue=0.0, contrast=0.0)
-  world, hidden, candidates = requests(config)
+    world = world.replace(law=click_law.Law(fatigue=0.0, contrast=0.0))
   rel = np.asarray(jax.jit(world_lib.relevance)(world, hidden, candidates))
   ordered = np.argsort(-rel, axis=1)[:, :4].astype(np.int32)
   ours = worth(world, hidden, candidates, ordered)
@@ -148,38 +154,44 @@ def test_padding_is_never_placed():
   world, hidden, candidates = requests()
   short = candidates.copy()
   short[:, 5:] = PAD
-  searched = utility.search(world, hidden, short, 16)
+  orders, values = everything(world, hidden, candidates)
+  best = values[:, (orders < 5).all(1)].max(1)
+  # The same widths as above: nothing new to compile.
+  greedy = utility.search(world, hidden, short, 1)
+  searched = utility.search(world, hidden, short, 8 * 7 * 6)
   enumerated = utility.optimum(world, hidden, short)
-  for slates in (searched, enumerated):
+  for slates in (greedy, searched, enumerated):
     assert slates.min() >= 0
     assert slates.max() < 5
     assert all(len(set(slate)) == 4 for slate in slates.tolist())
-  alone = utility.optimum(world, hidden, np.ascontiguousarray(short[:, :5]))
-  np.testing.assert_allclose(
-    worth(world, hidden, short, enumerated),
-    worth(world, hidden, short, alone),
-    rtol=1e-5,
-  )
+  for slates in (searched, enumerated):
+    ours = worth(world, hidden, candidates, slates)
+    np.testing.assert_allclose(ours, best, rtol=1e-5)
 
 
 def test_chunks_do_not_show(monkeypatch):
   world, hidden, candidates = requests()
-  whole = utility.search(world, hidden, candidates, 4)
+  whole = utility.search(world, hidden, candidates, 1)
   monkeypatch.setattr(utility, "CHUNK", 20)
   np.testing.assert_array_equal(
-    utility.search(world, hidden, candidates, 4), whole
+    utility.search(world, hidden, candidates, 1), whole
   )
 
 
 def test_the_world_keeps_its_shape():
   """List effects decide: sorting by the truth is far from the optimum."""
-  config = WorldConfig(num_items=500)
-  world = world_lib.build(config, 0)
-  columns = world_lib.impressions(world, jax.random.key(1), 128)
-  hidden, candidates = columns.hidden, columns.request.candidates
+  world = world_lib.build(WorldConfig(), 0)
+  draw = jax.jit(world_lib.users, static_argnames="count")
+  hidden = np.asarray(draw(world, jax.random.key(1), count=128))
+  random = np.random.default_rng(0)
+  pool = np.array([random.permutation(2000)[:400] for _ in hidden])
+  z, q = np.asarray(world.z), np.asarray(world.quality)
+  rel = np.take_along_axis(3 * hidden @ z.T + q - 1.6, pool, 1)
+  ranked = np.argsort(-rel - random.normal(size=rel.shape), axis=1)[:, :50]
+  candidates = np.take_along_axis(pool, ranked, 1).astype(np.int32)
+  rel = np.take_along_axis(rel, ranked, 1)
   best = utility.optimum(world, hidden, candidates)
   best = worth(world, hidden, candidates, best).sum()
-  rel = np.asarray(jax.jit(world_lib.relevance)(world, hidden, candidates))
 
   def share(slate):
     slate = np.asarray(slate[:, :6], np.int32)
@@ -188,7 +200,6 @@ def test_the_world_keeps_its_shape():
   ranker = share(np.tile(np.arange(50), (128, 1)))
   pointwise = share(np.argsort(-rel, axis=1))
   greedy = share(utility.search(world, hidden, candidates, 1))
-  beam = share(utility.search(world, hidden, candidates, 8))
   assert 0.65 < ranker < 0.78
   assert 0.82 < pointwise < 0.90
-  assert 0.95 < greedy < beam < 1.0
+  assert 0.95 < greedy < 1.0

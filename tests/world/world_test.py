@@ -17,10 +17,9 @@ SMALL = WorldConfig(
 
 
 @functools.cache
-def log(config=SMALL, count=4000, cold=True):
+def log(config=SMALL, count=4000):
   world = world_lib.build(config, 3)
-  warm = None if cold else world.warm
-  return world, world_lib.impressions(world, jax.random.key(7), count, warm)
+  return world, world_lib.impressions(world, jax.random.key(7), count)
 
 
 def relevances(world, hidden):
@@ -37,8 +36,6 @@ def test_items_and_users_are_unit_and_the_seed_decides():
   again, other = world_lib.build(SMALL, 3), world_lib.build(SMALL, 4)
   np.testing.assert_array_equal(world.z, again.z)
   assert not np.allclose(world.z, other.z)
-  fixed = dataclasses.replace(SMALL, seed=3)
-  np.testing.assert_array_equal(world_lib.build(fixed, 4).z, world.z)
   assert world.features.shape == (120, 4 + 1 + 5)
   assert (~np.asarray(world.warm)).sum() == 6
 
@@ -72,11 +69,13 @@ def test_candidates_are_distinct_and_in_ranker_order():
   assert (request.size == 4).all()
 
 
+TINY = dataclasses.replace(
+  SMALL, seed=3, num_items=8, cold_share=0.0, ranker_noise=0.0, observed=True
+)
+
+
 def test_a_quiet_ranker_ranks_all_and_pads_where_items_lack():
-  tiny = dataclasses.replace(
-    SMALL, num_items=8, cold_share=0.0, ranker_noise=0.0
-  )
-  world, columns = log(tiny, 20)
+  world, columns = log(TINY, 20)
   rel = relevances(world, columns.hidden)
   # 8 N >= M: the pool is the catalogue, so the best N are known.
   request = columns.request
@@ -89,6 +88,12 @@ def test_a_quiet_ranker_ranks_all_and_pads_where_items_lack():
   assert (request.candidates[:, 8:] == PAD).all()
   assert (request.scores[:, 8:] == 0).all()
   assert columns.slate.max() < 8
+
+
+def test_the_configs_own_seed_wins():
+  np.testing.assert_array_equal(
+    world_lib.build(TINY, 99).z, world_lib.build(TINY, 3).z
+  )
 
 
 def test_a_pool_is_distinct_and_every_item_equally_likely():
@@ -167,17 +172,6 @@ def test_logged_clicks_follow_the_law():
   assert clicks[likely].mean() > clicks[~likely].mean() + 0.2
 
 
-def test_cold_items_stay_out_of_warm_logs_only():
-  world, columns = log(count=500, cold=False)
-  warm = np.asarray(world.warm)
-  assert warm[columns.request.candidates].all()
-  assert warm[columns.request.history].all()
-  _, columns = log()
-  cold = ~warm
-  assert cold[columns.request.candidates].any()
-  assert cold[columns.request.history].any()
-
-
 def test_rows_depend_on_the_key_and_their_number_only(monkeypatch):
   world, columns = log()
   monkeypatch.setattr(world_lib, "CHUNK", 5)
@@ -188,7 +182,7 @@ def test_rows_depend_on_the_key_and_their_number_only(monkeypatch):
 
 
 def test_only_the_oracle_shows_the_user_and_exact_items():
-  world, columns = log(dataclasses.replace(SMALL, observed=True), 20)
+  world, columns = log(TINY, 20)
   np.testing.assert_array_equal(columns.request.user, columns.hidden)
   np.testing.assert_array_equal(world.features[:, :4], world.z)
   np.testing.assert_array_equal(world.features[:, 4], world.quality)

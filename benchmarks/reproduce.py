@@ -1,0 +1,259 @@
+"""Makes the tables of docs/results.md: python -m benchmarks.reproduce.
+
+Every row is one `launch.train` in its own folder; rows that have a report are
+not run again, so that the command can be stopped and started at will, and
+tables are written from whatever is finished.
+"""
+
+from collections.abc import Sequence
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+from absl import app
+from absl import flags
+import numpy as np
+import tqdm
+
+from launch import errors
+from rerank_rl.evaluation import bootstrap
+from rerank_rl.evaluation import report
+
+_OUT = flags.DEFINE_string("out", "runs/reproduce", "Folder of all runs.")
+_TABLES = flags.DEFINE_list("tables", [], "Which tables; none = all.")
+_SEEDS = flags.DEFINE_integer("seeds", 0, "Most seeds a row; 0 = the table's.")
+_DOCS = flags.DEFINE_string("docs", "docs/results.md", "Where tables go.")
+
+BEGIN, END = "<!-- table {} -->", "<!-- end {} -->"
+
+
+class Row(NamedTuple):
+  """One system of a table: a config, its variant and the seeds."""
+
+  config: str
+  seeds: int
+
+
+class Table(NamedTuple):
+  """Systems that are compared on one data set under one protocol.
+
+  Attributes:
+    title: what the document calls it.
+    variant: of every config.
+    metrics: columns of the document.
+    rows: the runs.
+    own: the system that the others are held against, in its metric.
+  """
+
+  title: str
+  variant: str
+  metrics: tuple[str, ...]
+  rows: tuple[Row, ...]
+  own: str = "glorank_rl"
+
+
+RIVALS = (
+  "baselines/prm",
+  "baselines/prm_mmr",
+  "baselines/nar4rec",
+  "baselines/pointer_sft",
+  "baselines/pointer_rl",
+  "baselines/local_index_rl",
+  "baselines/goalrank",
+)
+WORLD = ("share", "true_utility", "evaluator_a", "evaluator_b", "win_rate_b")
+VALUE = ("evaluator_b", "evaluator_a", "evaluator_s", "win_rate_b", "ild")
+RECOVERY = ("ndcg@6", "precision@6", "map@6", "f1@6")
+
+
+def _rows(own: int, rivals: int) -> tuple[Row, ...]:
+  return (
+    Row("glorank_rl", own),
+    *(Row(name, rivals) for name in RIVALS),
+  )
+
+
+TABLES = {
+  "oracle": Table(
+    "Oracle world, 8 -> 4",
+    "oracle",
+    ("regret", "true_utility"),
+    (Row("glorank_rl", 5),),
+  ),
+  "world": Table("Default world, 50 -> 6", "", WORLD, _rows(5, 3)),
+  "pointwise": Table(
+    "World without list effects", "pointwise", WORLD, _rows(3, 3)[:3]
+  ),
+  "shuffled": Table(
+    "Shuffled feedback", "shuffled", WORLD, (Row("glorank_rl", 3),)
+  ),
+  "constant": Table(
+    "Constant feedback", "constant", WORLD, (Row("glorank_rl", 3),)
+  ),
+  "kuairand_value": Table(
+    "KuaiRand-Pure, value", "kuairand_pure", VALUE, _rows(3, 3)
+  ),
+  "movielens_value": Table(
+    "MovieLens-1M, value", "movielens_1m", VALUE, _rows(3, 3)
+  ),
+  "kuairand_recovery": Table(
+    "KuaiRand-Pure, recovery",
+    "kuairand_pure,recovery",
+    RECOVERY,
+    _rows(3, 3),
+  ),
+  "movielens_recovery": Table(
+    "MovieLens-1M, recovery", "movielens_1m,recovery", RECOVERY, _rows(3, 3)
+  ),
+}
+
+
+def command(table: Table, row: Row, seed: int, out: pathlib.Path, name: str):
+  """(workdir, argv) of one run."""
+  workdir = out / name / f"{pathlib.Path(row.config).name}-{seed}"
+  config = f"configs/{row.config}.py"
+  if table.variant:
+    config += f":{table.variant}"
+  return workdir, [
+    "python",
+    "-m",
+    "launch.train",
+    f"--config={config}",
+    f"--config.seed={seed}",
+    f"--workdir={workdir}",
+    f"--artifacts={out / 'artifacts'}",
+  ]
+
+
+def execute(todo: Sequence[tuple[pathlib.Path, list[str]]]) -> None:
+  """Runs what is not done, one after the other, with an ETA.
+
+  Raises:
+    ValueError: a run failed; its log is named.
+  """
+  for workdir, argv in tqdm.tqdm(todo, desc="rows", unit="run"):
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / "log.txt", "a", encoding="utf-8") as log:
+      begin = time.monotonic()
+      done = subprocess.run(
+        [sys.executable, *argv[1:]], stdout=log, stderr=log, check=False
+      )
+      log.write(f"{time.monotonic() - begin:.0f} seconds\n")
+    if done.returncode:
+      raise ValueError(
+        f"{shlex.join(argv)} ended with status {done.returncode}; see "
+        f"{workdir / 'log.txt'}."
+      )
+
+
+def collect(name: str, table: Table, out: pathlib.Path) -> dict:
+  """system -> {seed: {metric: per-request array}} of finished runs."""
+  found: dict[str, dict[int, dict]] = {}
+  for row in table.rows:
+    for seed in range(row.seeds):
+      workdir, _ = command(table, row, seed, out, name)
+      if not (workdir / report.REPORT).exists():
+        continue
+      judged = report.load_judgements(workdir / report.JUDGEMENTS)
+      for system, values in judged.items():
+        found.setdefault(system, {}).setdefault(seed, values)
+  return found
+
+
+def render(name: str, table: Table, out: pathlib.Path) -> str:
+  """The table in Markdown, with paired differences to the own system."""
+  found = collect(name, table, out)
+  first = table.metrics[0]
+  head = ["system", "seeds", *table.metrics, f"{table.own} minus it ({first})"]
+  lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+  for system, seeds in found.items():
+    cells = [f"`{system}`", str(len(seeds))]
+    for metric in table.metrics:
+      values = [_figure(seeds[s], metric) for s in sorted(seeds)]
+      mean, low, high = bootstrap.over_seeds(np.array(values))
+      cells.append(f"{mean:.4f}" + _plus(mean, low, high))
+    cells.append(_difference(found, system, table))
+    lines.append("| " + " | ".join(cells) + " |")
+  variant = f":{table.variant}" if table.variant else ""
+  text = f"`python -m benchmarks.reproduce --tables={name}` (configs{variant})"
+  return "\n".join([f"## {table.title}", "", text, "", *lines])
+
+
+def _plus(mean: float, low: float, high: float) -> str:
+  return "" if np.isnan(low) else f" ± {max(mean - low, high - mean):.4f}"
+
+
+def _figure(values: dict, metric: str) -> float:
+  """A seed's figure from its per-request arrays; NaN where it has none."""
+  if metric in ("share", "regret") and "optimum" in values:
+    share = values["true_utility"].sum() / values["optimum"].sum()
+    return float(share if metric == "share" else 1 - share)
+  if metric not in values:
+    return float("nan")
+  return float(np.nanmean(values[metric]))
+
+
+def _difference(found: dict, system: str, table: Table) -> str:
+  """Paired difference of the first metric, own minus `system`."""
+  metric = table.metrics[0]
+  column = {"share": "true_utility", "regret": "true_utility"}.get(
+    metric, metric
+  )
+  own, other = found.get(table.own, {}), found[system]
+  seeds = sorted(set(own) & set(other))
+  if system == table.own or not seeds or column not in other[seeds[0]]:
+    return ""
+  stack = lambda runs, key: np.stack([runs[s][key] for s in seeds])
+  per = None
+  if column != metric:
+    per = stack(own, "optimum")
+  d = bootstrap.paired_difference(
+    stack(own, column), stack(other, column), per
+  )
+  return f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+
+
+def write(docs: pathlib.Path, name: str, text: str) -> None:
+  """Replaces a table between its marks in the document, or appends it."""
+  old = docs.read_text(encoding="utf-8") if docs.exists() else "# Results\n"
+  begin, end = BEGIN.format(name), END.format(name)
+  block = f"{begin}\n{text}\n{end}"
+  if begin in old:
+    before, rest = old.split(begin, 1)
+    old = before + block + rest.split(end, 1)[1]
+  else:
+    old = old.rstrip("\n") + f"\n\n{block}\n"
+  docs.write_text(old, encoding="utf-8")
+
+
+def main(argv: list[str]) -> None:
+  """Runs the missing rows, then writes the tables."""
+  del argv
+  names = _TABLES.value or list(TABLES)
+  for name in names:
+    if name not in TABLES:
+      raise ValueError(
+        f"--tables={name} is unknown; choose from {', '.join(TABLES)}."
+      )
+  out = pathlib.Path(_OUT.value)
+  todo = []
+  for name in names:
+    table = TABLES[name]
+    for row in table.rows:
+      for seed in range(min(row.seeds, _SEEDS.value or row.seeds)):
+        workdir, run = command(table, row, seed, out, name)
+        if not (workdir / report.REPORT).exists():
+          todo.append((workdir, run))
+  try:
+    execute(todo)
+  finally:
+    for name in names:
+      text = render(name, TABLES[name], out)
+      write(pathlib.Path(_DOCS.value), name, text)
+
+
+if __name__ == "__main__":
+  errors.run(app, main)

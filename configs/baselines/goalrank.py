@@ -1,0 +1,18 @@
+"""GoalRank: cross-entropy to the softmax of a group's rewards.
+
+  python -m launch.train --config=configs/baselines/goalrank.py --workdir=DIR
+
+Variants: see configs/common.py.
+"""
+
+from configs import common
+
+CHANGES = {
+  "name": "goalrank",
+  "rl.objective": "reference",
+}
+
+
+def get_config(variant: str = ""):
+  """The default world, 50 -> 6."""
+  return common.build(CHANGES, variant)

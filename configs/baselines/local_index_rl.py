@@ -1,0 +1,19 @@
+"""GloRank's ablation: tokens are the request's own indices.
+
+  python -m launch.train --config=configs/baselines/local_index_rl.py --workdir=DIR
+
+Variants: see configs/common.py.
+"""
+
+from configs import common
+
+CHANGES = {
+  "name": "local_index_rl",
+  "sft_name": "local_index_sft",
+  "policy.head": "local_index",
+}
+
+
+def get_config(variant: str = ""):
+  """The default world, 50 -> 6."""
+  return common.build(CHANGES, variant)

@@ -1,0 +1,19 @@
+"""A pointer network with GloRank's SFT and RL.
+
+  python -m launch.train --config=configs/baselines/pointer_rl.py --workdir=DIR
+
+Variants: see configs/common.py.
+"""
+
+from configs import common
+
+CHANGES = {
+  "name": "pointer_rl",
+  "sft_name": "pointer_sft",
+  "policy.head": "pointer",
+}
+
+
+def get_config(variant: str = ""):
+  """The default world, 50 -> 6."""
+  return common.build(CHANGES, variant)

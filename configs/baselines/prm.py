@@ -1,0 +1,19 @@
+"""PRM (arXiv 1904.06813): transformer over the candidates, sort.
+
+  python -m launch.train --config=configs/baselines/prm.py --workdir=DIR
+
+Variants: see configs/common.py.
+"""
+
+from configs import common
+
+CHANGES = {
+  "name": "prm",
+  "stages": ("tokenizer", "evaluators", "ranker"),
+  "ranker.name": "prm",
+}
+
+
+def get_config(variant: str = ""):
+  """The default world, 50 -> 6."""
+  return common.build(CHANGES, variant)

@@ -1,0 +1,20 @@
+"""PRM re-ranked by maximal marginal relevance, tuned on validation.
+
+  python -m launch.train --config=configs/baselines/prm_mmr.py --workdir=DIR
+
+Variants: see configs/common.py.
+"""
+
+from configs import common
+
+CHANGES = {
+  "name": "prm_mmr",
+  "stages": ("tokenizer", "evaluators", "ranker"),
+  "ranker.name": "prm",
+  "ranker.mmr": True,
+}
+
+
+def get_config(variant: str = ""):
+  """The default world, 50 -> 6."""
+  return common.build(CHANGES, variant)

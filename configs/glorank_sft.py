@@ -1,0 +1,18 @@
+"""GloRank's first stage alone: cloning evaluator-improved slates.
+
+  python -m launch.train --config=configs/glorank_sft.py --workdir=DIR
+
+Variants: see configs/common.py.
+"""
+
+from configs import common
+
+CHANGES = {
+  "name": "glorank_sft",
+  "stages": ("tokenizer", "evaluators", "sft"),
+}
+
+
+def get_config(variant: str = ""):
+  """The default world, 50 -> 6."""
+  return common.build(CHANGES, variant)

@@ -1,0 +1,44 @@
+"""Judges a finished run again: python -m launch.evaluate --workdir=DIR."""
+
+import json
+import pathlib
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from launch import errors
+from rerank_rl import config as config_lib
+from rerank_rl.evaluation import report
+from rerank_rl.training import pipeline
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_ARTIFACTS = flags.DEFINE_string(
+  "artifacts", None, "Folder of the stages' artifacts; default: the workdir."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Reloads the run's stages, writes its report anew, prints the table."""
+  if len(argv) > 1:
+    raise config_lib.ConfigError(f"{argv[1]!r} is not a flag; use --flag=value.")
+  logging.set_verbosity(logging.INFO)
+  workdir = pathlib.Path(_WORKDIR.value)
+  for name in ("config.json", report.REPORT):
+    if not (workdir / name).exists():
+      raise config_lib.ConfigError(
+        f"{workdir / name} is missing; finish the run with launch.train first."
+      )
+  config = config_lib.freeze(
+    json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+  )
+  old = json.loads((workdir / report.REPORT).read_text(encoding="utf-8"))
+  setting = pipeline.prepare(
+    config, pathlib.Path(_ARTIFACTS.value or workdir)
+  )
+  print(report.table(pipeline.evaluate(setting, workdir, old["command"])))
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["workdir"])
+  errors.run(app, main)

@@ -1,0 +1,73 @@
+"""A run of seconds, as a process of its own: one, or one of several.
+
+python -m tests.end_to_end.micro ROOT KIND [PORT PROCESSES PROCESS]
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+
+from configs import common
+from rerank_rl import config as config_lib
+from rerank_rl.training import mesh
+from rerank_rl.training import pipeline
+
+TINY = {
+  "world.num_items": 100,
+  "world.num_candidates": 8,
+  "world.slate_size": 3,
+  "world.history_size": 4,
+  "world.num_train": 1024,
+  "world.num_valid": 32,
+  "world.num_test": 32,
+  "tokenizer.codes": 8,
+  "tokenizer.iterations": 3,
+  "evaluators.max_epochs": 1,
+  "evaluators.batch_size": 64,
+  "evaluators.dim": 8,
+  "policy.dim": 8,
+  "sft.steps": 20,
+  "sft.batch_size": 16,
+  "sft.warmup_steps": 2,
+  "sft.eval_every": 10,
+  "sft.checkpoint_every": 5,
+  "rl.group": 4,
+  "rl_train.steps": 20,
+  "rl_train.batch_size": 16,
+  "rl_train.warmup_steps": 2,
+  "rl_train.eval_every": 10,
+  "rl_train.checkpoint_every": 5,
+}
+
+
+def config(kind: str):
+  """"whole" has all stages; "parity" the two that learn, in 64 bits."""
+  changes = dict(TINY)
+  if kind == "parity":
+    changes = common.ORACLE | TINY | {"policy.dtype": "float64"}
+  return config_lib.freeze(common.build(changes).to_dict())
+
+
+def main(argv: list[str]) -> None:
+  """Runs the stages; "whole" also writes the report."""
+  root, kind, *cluster = argv
+  if cluster:
+    port, processes, process = map(int, cluster)
+    mesh.initialize_distributed(f"localhost:{port}", processes, process)
+  jax.config.update("jax_enable_x64", kind == "parity")
+  made = config(kind)
+  if kind == "parity":
+    pipeline.prepare(made, pathlib.Path(root))
+    return
+  pipeline.run(
+    dataclasses.replace(made, name="glorank_rl"),
+    pathlib.Path(root),
+    pathlib.Path(root),
+    "micro",
+  )
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -1,0 +1,86 @@
+"""One device, eight, two processes: one result, and one checkpoint format."""
+
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from rerank_rl.training import checkpoint
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _start(root, devices, *cluster):
+  env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
+  env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+  argv = [sys.executable, "-m", "tests.end_to_end.micro", root, "parity"]
+  return subprocess.Popen(
+    [*argv, *map(str, cluster)],
+    env=env,
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def _finish(*runs):
+  for run in runs:
+    text, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, text[-3000:]
+
+
+def _params(root, stage):
+  (folder,) = pathlib.Path(root).glob(f"{stage}-*")
+  return checkpoint.load_artifact(folder)[0]
+
+
+def _free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("parity")
+  roots = {name: str(folder / name) for name in ("one", "eight", "two")}
+  _finish(_start(roots["one"], 1))
+  _finish(_start(roots["eight"], 8))
+  port = _free_port()
+  _finish(*(_start(roots["two"], 1, port, 2, p) for p in range(2)))
+  return roots
+
+
+def _close(a, b):
+  gap = [
+    np.square(x - y).sum()
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  ]
+  norm = sum(np.square(x).sum() for x in jax.tree.leaves(a))
+  return np.sqrt(sum(gap)) / np.sqrt(norm)
+
+
+@pytest.mark.parametrize("stage", ("sft", "rl"))
+@pytest.mark.parametrize("other", ("eight", "two"))
+def test_twenty_steps_agree_in_64_bits(runs, stage, other):
+  assert _close(_params(runs["one"], stage), _params(runs[other], stage)) < 1e-9
+
+
+def test_a_checkpoint_moves_from_two_processes_to_one(runs, tmp_path):
+  # The finished RL artifact is gone, its checkpoints are not: the single
+  # process takes them up and must write the same parameters.
+  root = tmp_path / "moved"
+  shutil.copytree(runs["two"], root)
+  (rl,) = root.glob("rl-*")
+  (rl / "meta.json").unlink()
+  last = max((rl / "checkpoints").iterdir(), key=lambda p: int(p.name))
+  shutil.rmtree(last)
+  _finish(_start(str(root), 1))
+  assert _close(_params(runs["one"], "rl"), _params(root, "rl")) < 1e-9

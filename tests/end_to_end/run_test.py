@@ -1,0 +1,116 @@
+"""The whole job: report, re-run, SIGKILL anywhere, all to the same bytes."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from rerank_rl.evaluation import report
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _start(root, cache):
+  env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
+  env["XLA_FLAGS"] = ""
+  # Compiled programs are shared by the runs: only the work is repeated.
+  env["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+  env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  return subprocess.Popen(
+    [sys.executable, "-m", "tests.end_to_end.micro", str(root), "whole"],
+    env=env,
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def _finish(run):
+  text, _ = run.communicate(timeout=900)
+  assert run.returncode == 0, text[-3000:]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("run")
+  _finish(_start(folder / "calm", folder / "cache"))
+  begin = time.monotonic()
+  _finish(_start(folder / "warm", folder / "cache"))
+  return folder, time.monotonic() - begin
+
+
+def test_the_report_holds_what_it_should(undisturbed):
+  folder, _ = undisturbed
+  facts = json.loads((folder / "calm" / "report.json").read_text())
+  assert facts["dataset"] == "world" and facts["protocol"] == "value"
+  systems = {row["system"] for row in facts["rows"]}
+  assert systems >= {
+    "ranker_order",
+    "popularity",
+    "beam_on_a",
+    "glorank_sft",
+    "glorank_rl",
+    "sft_best16",
+    "bayes_pointwise",
+    "bayes_list",
+    "optimum",
+  }
+  for row in facts["rows"]:
+    metrics = row["metrics"]
+    assert 0 < metrics["share"] <= 1.001
+    np.testing.assert_allclose(
+      metrics["share"] + metrics["regret"], 1, atol=1e-5
+    )
+    assert {"evaluator_a", "evaluator_s", "evaluator_b"} <= set(metrics)
+  page = (folder / "calm" / "report.html").read_text()
+  assert "http://" not in page.replace("http://www.w3.org", "")
+  assert "data:image/png;base64" in page
+
+
+def _same(a: pathlib.Path, b: pathlib.Path) -> None:
+  for name in (report.REPORT, "config.json"):
+    assert (a / name).read_bytes() == (b / name).read_bytes()
+  one, two = (
+    report.load_judgements(f / report.JUDGEMENTS) for f in (a, b)
+  )
+  for system, values in one.items():
+    for metric, value in values.items():
+      np.testing.assert_array_equal(value, two[system][metric])
+
+
+def test_two_runs_give_the_same_bytes(undisturbed):
+  folder, _ = undisturbed
+  _same(folder / "calm", folder / "warm")
+
+
+def test_killed_anywhere_the_run_ends_the_same(undisturbed):
+  folder, seconds = undisturbed
+  root = folder / "killed"
+  moments = random.Random(0)
+  for _ in range(3):
+    run = _start(root, folder / "cache")
+    try:
+      run.wait(timeout=moments.uniform(0.2, 0.9) * seconds)
+    except subprocess.TimeoutExpired:
+      run.send_signal(signal.SIGKILL)
+      run.communicate()
+  _finish(_start(root, folder / "cache"))
+  _same(folder / "calm", root)
+
+
+def test_a_finished_run_does_no_work_again(undisturbed):
+  folder, _ = undisturbed
+  files = lambda: {
+    p: p.stat().st_mtime_ns for p in (folder / "warm").glob("*-*/**/*")
+  }
+  before = files()
+  _finish(_start(folder / "warm", folder / "cache"))
+  assert files() == before
