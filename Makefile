@@ -38,7 +38,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -e '.[bench]' \
 	  -c constraints-$(VERSION).txt
-	$(BIN)/python -m benchmarks.rollout $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 reproduce: $(INSTALLED)
 	$(BIN)/python -m benchmarks.reproduce $(ARGS)

@@ -13,14 +13,12 @@ import sys
 import time
 from typing import NamedTuple
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import numpy as np
 import tqdm
 
 from launch import errors
-from rerank_rl.evaluation import bootstrap
-from rerank_rl.evaluation import report
+from rerank_rl.evaluation import bootstrap, report
 
 _OUT = flags.DEFINE_string("out", "runs/reproduce", "Folder of all runs.")
 _TABLES = flags.DEFINE_list("tables", [], "Which tables; none = all.")
@@ -210,9 +208,7 @@ def _difference(found: dict, system: str, table: Table) -> str:
   per = None
   if column != metric:
     per = stack(own, "optimum")
-  d = bootstrap.paired_difference(
-    stack(own, column), stack(other, column), per
-  )
+  d = bootstrap.paired_difference(stack(own, column), stack(other, column), per)
   return f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
 
 

@@ -1,6 +1,7 @@
-"""GloRank's first stage alone: cloning evaluator-improved slates.
+r"""GloRank's first stage alone: cloning evaluator-improved slates.
 
-  python -m launch.train --config=configs/glorank_sft.py --workdir=DIR
+  python -m launch.train --workdir=DIR \
+    --config=configs/glorank_sft.py
 
 Variants: see configs/common.py.
 """

@@ -3,9 +3,7 @@
 import json
 import pathlib
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 
 from launch import errors
 from rerank_rl import config as config_lib
@@ -21,7 +19,9 @@ _ARTIFACTS = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
   """Reloads the run's stages, writes its report anew, prints the table."""
   if len(argv) > 1:
-    raise config_lib.ConfigError(f"{argv[1]!r} is not a flag; use --flag=value.")
+    raise config_lib.ConfigError(
+      f"{argv[1]!r} is not a flag; use --flag=value."
+    )
   logging.set_verbosity(logging.INFO)
   workdir = pathlib.Path(_WORKDIR.value)
   for name in ("config.json", report.REPORT):
@@ -33,9 +33,7 @@ def main(argv: list[str]) -> None:
     json.loads((workdir / "config.json").read_text(encoding="utf-8"))
   )
   old = json.loads((workdir / report.REPORT).read_text(encoding="utf-8"))
-  setting = pipeline.prepare(
-    config, pathlib.Path(_ARTIFACTS.value or workdir)
-  )
+  setting = pipeline.prepare(config, pathlib.Path(_ARTIFACTS.value or workdir))
   print(report.table(pipeline.evaluate(setting, workdir, old["command"])))
 
 

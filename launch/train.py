@@ -27,9 +27,13 @@ _PROCESS = flags.DEFINE_integer("process_id", -1, "This process's number.")
 def main(argv: list[str]) -> None:
   """Runs what the flags say and prints the table."""
   if len(argv) > 1:
-    raise config_lib.ConfigError(f"{argv[1]!r} is not a flag; use --flag=value.")
+    raise config_lib.ConfigError(
+      f"{argv[1]!r} is not a flag; use --flag=value."
+    )
   logging.set_verbosity(logging.INFO)
-  mesh.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  mesh.initialize_distributed(
+    _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+  )
   config = config_lib.freeze(_CONFIG.value.to_dict())
   workdir = pathlib.Path(_WORKDIR.value)
   rows = pipeline.run(

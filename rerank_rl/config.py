@@ -5,10 +5,11 @@ Configs are `ml_collections.ConfigDict`s (so that `--config.a.b=c` works);
 sentence, which field is wrong and what it may be.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
-from typing import Any, Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,8 @@ class TrainConfig:
 class DemoConfig:
   """Demonstrations that SFT clones."""
 
-  rule: str = "evaluator"  # evaluator | logged | relevant_first
+  rule: str = "draws"  # draws | greedy | logged | relevant_first
+  samples: int = 16  # Lists that `draws` lets evaluator A choose from.
 
 
 @dataclasses.dataclass(frozen=True)

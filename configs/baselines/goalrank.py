@@ -1,6 +1,7 @@
-"""GoalRank: cross-entropy to the softmax of a group's rewards.
+r"""GoalRank: cross-entropy to the softmax of a group's rewards.
 
-  python -m launch.train --config=configs/baselines/goalrank.py --workdir=DIR
+  python -m launch.train --workdir=DIR \
+    --config=configs/baselines/goalrank.py
 
 Variants: see configs/common.py.
 """

@@ -1,6 +1,7 @@
-"""GloRank's ablation: tokens are the request's own indices.
+r"""GloRank's ablation: tokens are the request's own indices.
 
-  python -m launch.train --config=configs/baselines/local_index_rl.py --workdir=DIR
+  python -m launch.train --workdir=DIR \
+    --config=configs/baselines/local_index_rl.py
 
 Variants: see configs/common.py.
 """

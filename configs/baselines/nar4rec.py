@@ -1,6 +1,7 @@
-"""NAR4Rec (arXiv 2402.06871): slots matched with items in one shot.
+r"""NAR4Rec (arXiv 2402.06871): slots matched with items in one shot.
 
-  python -m launch.train --config=configs/baselines/nar4rec.py --workdir=DIR
+  python -m launch.train --workdir=DIR \
+    --config=configs/baselines/nar4rec.py
 
 Variants: see configs/common.py.
 """

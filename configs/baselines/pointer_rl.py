@@ -1,6 +1,7 @@
-"""A pointer network with GloRank's SFT and RL.
+r"""A pointer network with GloRank's SFT and RL.
 
-  python -m launch.train --config=configs/baselines/pointer_rl.py --workdir=DIR
+  python -m launch.train --workdir=DIR \
+    --config=configs/baselines/pointer_rl.py
 
 Variants: see configs/common.py.
 """

@@ -1,6 +1,7 @@
-"""A pointer network over the candidates, cloning the same slates.
+r"""A pointer network over the candidates, cloning the same slates.
 
-  python -m launch.train --config=configs/baselines/pointer_sft.py --workdir=DIR
+  python -m launch.train --workdir=DIR \
+    --config=configs/baselines/pointer_sft.py
 
 Variants: see configs/common.py.
 """

@@ -1,6 +1,7 @@
-"""PRM (arXiv 1904.06813): transformer over the candidates, sort.
+r"""PRM (arXiv 1904.06813): transformer over the candidates, sort.
 
-  python -m launch.train --config=configs/baselines/prm.py --workdir=DIR
+  python -m launch.train --workdir=DIR \
+    --config=configs/baselines/prm.py
 
 Variants: see configs/common.py.
 """

@@ -1,6 +1,7 @@
-"""PRM re-ranked by maximal marginal relevance, tuned on validation.
+r"""PRM re-ranked by maximal marginal relevance, tuned on validation.
 
-  python -m launch.train --config=configs/baselines/prm_mmr.py --workdir=DIR
+  python -m launch.train --workdir=DIR \
+    --config=configs/baselines/prm_mmr.py
 
 Variants: see configs/common.py.
 """

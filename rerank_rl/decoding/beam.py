@@ -126,8 +126,8 @@ def _branch(policy, params, game, beams, k, level, depth, rules, key):
     score = _condition(total, beams.score, first | stay, key)
   best, index = jax.lax.top_k(score.reshape(B, W * N), W)
   parent, rank = index // N, (index % N).astype(jnp.int32)
-  take = lambda x: jax.vmap(lambda v, i: v[i])(x, parent)  # noqa: E731
-  flat = lambda x: jnp.take_along_axis(x.reshape(B, W * N), index, 1)  # noqa: E731
+  take = lambda x: jax.vmap(lambda v, i: v[i])(x, parent)
+  flat = lambda x: jnp.take_along_axis(x.reshape(B, W * N), index, 1)
   rank = jnp.where(take(some[..., 0]), rank, PAD)
   logp_total = flat(total)
   real = (rank >= 0) & (logp_total > legality.NEGATIVE / 2)
@@ -196,7 +196,7 @@ def _as_tree(trie, beams, edges) -> TokenTree:
   slate = sample.positions_of(
     trie, jnp.where(exists[..., None], beams.placed, PAD)
   )
-  zero = lambda x: jnp.where(kept, x, 0)  # noqa: E731
+  zero = lambda x: jnp.where(kept, x, 0)
   out = TokenTree(
     token=jnp.where(kept, token, PAD),
     parent=jnp.where(kept, parent, ROOT),

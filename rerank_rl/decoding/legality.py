@@ -15,7 +15,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.types import PAD, Array
+from rerank_rl.types import Array
 
 # Finite, so that masked log-probabilities times zero stay zero.
 NEGATIVE = -1e9

@@ -41,13 +41,14 @@ def search(
   batch, count = real.shape
   want = jnp.minimum(request.size, jnp.sum(real, 1, dtype=jnp.int32))
   rows = jnp.arange(batch)[:, None]
+  items = jnp.arange(count)[None, None]
 
   def step(k, state):
     placed, value, used = state
     gain = score(placed, k)
     total = jnp.where(used, _NEVER, value[..., None] + gain)
     # A dead beam or a full slate offers itself once, unchanged.
-    still = jnp.where(jnp.arange(count) == 0, value[..., None], _NEVER)
+    still = jnp.where(items == 0, value[..., None], _NEVER)
     full = (k >= want)[:, None, None]
     total = jnp.where(full, still, total)
     total = jnp.maximum(total, _NEVER).reshape(batch, -1)
@@ -55,7 +56,7 @@ def search(
     parent, item = index // count, (index % count).astype(jnp.int32)
     item = jnp.where(full[..., 0], types.PAD, item)
     placed = placed[rows, parent].at[:, :, k].set(item)
-    picked = jnp.arange(count) == item[..., None]
+    picked = items == item[..., None]
     return placed, value, used[rows, parent] | picked
 
   placed = jnp.full((batch, width, slots), types.PAD, jnp.int32)

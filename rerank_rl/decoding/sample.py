@@ -95,7 +95,7 @@ def chains(
       score = jnp.where(first, logq + noise, 2 * legality.NEGATIVE)
     some = first.any(-1)
     best = jnp.where(some, jnp.argmax(score, axis=-1), PAD).astype(jnp.int32)
-    take = lambda x: jnp.take_along_axis(  # noqa: E731
+    take = lambda x: jnp.take_along_axis(
       x, jnp.maximum(best, 0)[..., None], axis=-1
     )[..., 0]
     mean = jnp.where(first, logp, 0).sum(-1) / jnp.maximum(first.sum(-1), 1)

@@ -45,7 +45,7 @@ def from_chains(
   ahead = jnp.concatenate(
     [mean_logp[:, :, 1:], jnp.zeros((B, G, 1), mean_logp.dtype)], axis=2
   )
-  flat = lambda x: jnp.where(real, x, 0).reshape(B, E)  # noqa: E731
+  flat = lambda x: jnp.where(real, x, 0).reshape(B, E)
   depth = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, G, T))
   return TokenTree(
     token=token.reshape(B, E),
@@ -80,7 +80,7 @@ def merge(tree: TokenTree) -> TokenTree:
   own = jnp.arange(G, dtype=jnp.int32)[None, :, None]
   keep = ((first == own) & (tree.path != PAD)).reshape(B, G * T)
   share = same.sum(axis=2).astype(tree.weight.dtype) / G
-  zero = lambda x: jnp.where(keep, x, 0)  # noqa: E731
+  zero = lambda x: jnp.where(keep, x, 0)
   # Parents of the kept edges lie on the kept path.
   last = jax.lax.cummax(jnp.where(path == PAD, PAD, place), axis=2)
   before = jnp.concatenate(

@@ -1,10 +1,8 @@
 """A list evaluator: expected feedback at every position of a slate.
 
 The network states what feedback each position of a slate will get, given the
-request and the items above it only. Its parts are generic: a user code read
-from history and from the ranker's scores (a differentiable ridge regression
-of scores on item embeddings, after Bertinetto et al. 2019,
-arXiv:1805.08136), recency-weighted similarity to the items above, and an
+request and the items above it only. Its parts are generic: a user code
+(`models.reader`), recency-weighted similarity to the items above, and an
 examination factor (the cascade model of Craswell et al. 2008):
 
   P(s at t) = prod_{j<t} continue_j * P(s at t | examined, items above).
@@ -23,29 +21,9 @@ import jax.numpy as jnp
 import optax
 
 from rerank_rl import types
+from rerank_rl.models import reader
 
 _FLOOR = 1e-6  # Probabilities stay this far from 0 and 1.
-
-
-@struct.dataclass
-class Traits:
-  """What is known of an item whoever looks at it.
-
-  Attributes:
-    code: f32[..., D].
-    phi: f32[..., R], regressors of the ranker's score.
-    facts: f32[..., 4], offset and weight of the item as a candidate, pull
-      and weight as a part of the history.
-    pool: f32[..., D / 2], what is averaged over sets of items.
-  """
-
-  code: jax.Array
-  phi: jax.Array
-  facts: jax.Array
-  pool: jax.Array
-
-  def at(self, rows) -> "Traits":
-    return jax.tree.map(lambda x: x[rows], self)
 
 
 @struct.dataclass
@@ -62,7 +40,7 @@ class Context:
     covariance: f32[B, R, R], its posterior covariance.
   """
 
-  traits: Traits
+  traits: reader.Traits
   rows: jax.Array
   scores: jax.Array
   mask: jax.Array
@@ -93,89 +71,6 @@ class Items:
     return rows.replace(mask=rows.mask & (index >= 0))
 
 
-class Mlp(nn.Module):
-  """Dense layers with gelu between them and dropout after each gelu."""
-
-  widths: tuple[int, ...]
-  dropout: float = 0.0
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    for width in self.widths[:-1]:
-      x = nn.gelu(nn.Dense(width)(x))
-      x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return nn.Dense(self.widths[-1])(x)
-
-
-class Tower(nn.Module):
-  """Features f32[..., F] to `Traits`."""
-
-  dim: int
-  rank: int
-  dropout: float
-
-  @nn.compact
-  def __call__(self, features, train=False) -> Traits:
-    code = Mlp((self.dim, self.dim), self.dropout)(features, train)
-    offset, weight, pull, recall = jnp.split(nn.Dense(4)(code), 4, -1)
-    facts = [offset, nn.softplus(weight), pull, nn.softplus(recall - 2.0)]
-    return Traits(
-      code=code,
-      phi=nn.Dense(self.rank)(code),
-      facts=jnp.concatenate(facts, -1),
-      pool=nn.Dense(self.dim // 2)(code),
-    )
-
-
-class Reader(nn.Module):
-  """Reads the user from history, candidates and the ranker's scores.
-
-  With regressors phi, offsets and weights of the items, the posterior of a
-  linear-Gaussian user is the ridge solution
-
-    covariance = (Lambda + sum_{i in C, H} w_i phi_i phi_i')^-1
-    mean = covariance (sum_{i in C} w_i (score_i - offset_i) phi_i
-                       + sum_{i in H} pull_i phi_i),
-
-  to which means over both sets are added through a small network.
-  """
-
-  dim: int
-  rank: int
-  dropout: float
-
-  @nn.compact
-  def __call__(self, request, past: Traits, shown: Traits, train=False):
-    """Code f32[B, D], mean f32[B, R] and covariance f32[B, R, R]."""
-    seen = (request.history >= 0)[..., None]
-    real = (request.candidates >= 0)[..., None]
-    score = request.scores[..., None]
-    offset, weight = shown.facts[..., :1], shown.facts[..., 1:2] * real
-    pull, recall = past.facts[..., 2:3] * seen, past.facts[..., 3:] * seen
-    ridge = self.param("ridge", nn.initializers.ones, (self.rank,))
-    precision = (
-      jnp.einsum("bnr,bnq->brq", shown.phi * weight, shown.phi)
-      + jnp.einsum("bhr,bhq->brq", past.phi * recall, past.phi)
-      + jnp.diag(nn.softplus(ridge))[None]
-    )
-    moment = jnp.sum(shown.phi * weight * (score - offset), 1)
-    moment = moment + jnp.sum(past.phi * pull, 1)
-    covariance = _inverse(precision)
-    mean = jnp.einsum("brq,bq->br", covariance, moment)
-    parts = [
-      mean,
-      _mean(past.pool, seen),
-      _mean(shown.pool, real),
-      _mean(shown.pool * score, real),
-      _mean(score, real),
-      request.user,
-    ]
-    code = Mlp((2 * self.dim, self.dim), self.dropout)(
-      jnp.concatenate(parts, -1), train
-    )
-    return code, mean, covariance
-
-
 class ListEvaluator(nn.Module):
   """Expected feedback of slates; see the module's docstring.
 
@@ -198,16 +93,14 @@ class ListEvaluator(nn.Module):
   dropout: float = 0.1
 
   def setup(self):
-    self.tower = Tower(self.dim, self.rank, self.dropout)
-    self.reader = Reader(self.dim, self.rank, self.dropout)
+    self.tower = reader.Tower(self.dim, self.rank, self.dropout)
+    self.reader = reader.Reader(self.dim, self.rank, self.dropout)
     self.meet = nn.Dense(self.dim)
-    self.merge = Mlp((self.dim, self.dim), self.dropout)
+    self.merge = reader.Mlp((self.dim, self.dim), self.dropout)
     self.base = nn.Dense(self.signals)
     self.key = nn.Dense(self.dim)
     self.value = nn.Dense(2 * self.heads)
-    self.recency = self.param(
-      "recency", _decays, (self.heads, self.slots)
-    )
+    self.recency = self.param("recency", _decays, (self.heads, self.slots))
     self.strength = self.param(
       "strength", nn.initializers.ones, (self.slots, 4 * self.heads)
     )
@@ -215,7 +108,7 @@ class ListEvaluator(nn.Module):
       "place", nn.initializers.normal(0.02), (self.slots, self.dim)
     )
     self.join = nn.Dense(self.dim)
-    self.listwise = Mlp((self.dim, self.signals + 1), self.dropout)
+    self.listwise = reader.Mlp((self.dim, self.signals + 1), self.dropout)
     self.effect = nn.Dense(self.signals, use_bias=False)
     self.stay = nn.Dense(1, bias_init=nn.initializers.constant(2.0))
 
@@ -259,9 +152,7 @@ class ListEvaluator(nn.Module):
       request, traits.at(past), traits.at(rows), train
     )
     mask = request.candidates >= 0
-    return Context(
-      traits, rows, request.scores, mask, user, mean, covariance
-    )
+    return Context(traits, rows, request.scores, mask, user, mean, covariance)
 
   def view(self, context: Context, index, train=False) -> Items:
     """The candidates at positions `index` i32[B, X]; all of them if None."""
@@ -380,7 +271,11 @@ def loss(model, params, features, impression, key=None):
   def logits(tree, k):
     rngs = None if k is None else {"dropout": k}
     return model.apply(
-      {"params": tree}, features, impression.request, slate, k is not None,
+      {"params": tree},
+      features,
+      impression.request,
+      slate,
+      k is not None,
       rngs=rngs,
     )[:, 0]
 
@@ -446,30 +341,6 @@ def values(logits, slate, weights) -> jax.Array:
   return jnp.where(slate >= 0, nn.sigmoid(logits) @ weights, 0)
 
 
-@jax.custom_jvp
-def _inverse(a):
-  """Inverse of positive definite f32[B, R, R]: Gauss-Jordan, no pivots.
-
-  Many small matrices are slow through LAPACK on CPU; this is R rank-1
-  updates of the whole batch.
-  """
-
-  def eliminate(i, a):
-    pivot = a[:, i, i][:, None]
-    row, column = a[:, i] / pivot, a[:, :, i]
-    a = a - column[:, :, None] * row[:, None]
-    a = a.at[:, i].set(row).at[:, :, i].set(-column / pivot)
-    return a.at[:, i, i].set(1 / pivot[:, 0])
-
-  return jax.lax.fori_loop(0, a.shape[-1], eliminate, a)
-
-
-@_inverse.defjvp
-def _inverse_jvp(primals, tangents):
-  inverse = _inverse(*primals)
-  return inverse, -inverse @ tangents[0] @ inverse
-
-
 def _joint(click, log_examined):
   """Logit of exp(log_examined) * sigmoid(click)."""
   log_p = nn.log_sigmoid(click) + log_examined
@@ -488,8 +359,3 @@ def _rows(x, index):
   """x[B, N, ...] at positions i32[B, ...]; PAD reads position 0."""
   take = jax.vmap(lambda row, i: row[i])
   return take(x, jnp.maximum(index, 0))
-
-
-def _mean(x, mask):
-  """Mean over axis 1 where mask f32[B, N, 1]; 0 for an empty set."""
-  return jnp.sum(x * mask, 1) / jnp.maximum(jnp.sum(mask, 1), 1)

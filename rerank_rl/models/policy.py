@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from rerank_rl.config import ConfigError, PolicyConfig
 from rerank_rl.models.transformer import KeyValue, Transformer
-from rerank_rl.types import Array, Request
+from rerank_rl.types import Array
 
 
 @struct.dataclass
@@ -109,7 +109,7 @@ class SlateTransformer(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
     table = nn.initializers.normal(c.dim**-0.5)
-    param = lambda name, *shape: self.param(name, table, shape, dtype)  # noqa: E731
+    param = lambda name, *shape: self.param(name, table, shape, dtype)
     dense = functools.partial(
       nn.Dense, c.dim, dtype=dtype, param_dtype=dtype, use_bias=False
     )

@@ -81,9 +81,7 @@ def make_reranker(config: PolicyConfig, sizes: Sizes, queries: int) -> Reranker:
     return module.apply({"params": params}, catalogue, request)
 
   def train_logits(params, catalogue, request):
-    return module.apply(
-      {"params": params}, catalogue, request, method="placed"
-    )
+    return module.apply({"params": params}, catalogue, request, method="placed")
 
   return Reranker(init, logits, train_logits)
 

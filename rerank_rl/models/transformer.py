@@ -40,10 +40,10 @@ class Block(nn.Module):
   dtype: jnp.dtype
 
   def setup(self):
-    dense = lambda n, name: nn.Dense(  # noqa: E731
+    dense = lambda n, name: nn.Dense(
       n, dtype=self.dtype, param_dtype=self.dtype, name=name
     )
-    norm = lambda name: nn.LayerNorm(  # noqa: E731
+    norm = lambda name: nn.LayerNorm(
       dtype=self.dtype, param_dtype=self.dtype, name=name
     )
     self.norm_attention = norm("norm_attention")

@@ -57,7 +57,7 @@ def score_slates(
   N = trie.order.shape[1]
   ranks = sample.ranks_of(trie, slate)
   logits = policy.score(params, prompt, ranks)
-  flat = lambda x: x.reshape(B, G * K, *x.shape[3:])  # noqa: E731
+  flat = lambda x: x.reshape(B, G * K, *x.shape[3:])
   slots = jnp.arange(K, dtype=jnp.int32)
   earlier = slots[None] < slots[:, None]
   placed = jnp.where(earlier[None, None], ranks[:, :, None], PAD)
@@ -77,7 +77,7 @@ def score_slates(
     chosen = jnp.argmax(first & (place >= start[..., None]), axis=-1)
     logp = jnp.take_along_axis(dist, chosen[..., None], axis=-1)[..., 0]
     parts.append((jnp.where(rank >= 0, logp, 0), dist, first, chosen))
-  shape = lambda x: x.reshape(B, G, K * L, *x.shape[3:])  # noqa: E731
+  shape = lambda x: x.reshape(B, G, K * L, *x.shape[3:])
   logp, dist, legal, chosen = (
     shape(jnp.stack([p[i] for p in parts], axis=2)) for i in range(4)
   )

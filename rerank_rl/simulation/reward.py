@@ -68,7 +68,7 @@ def label_gains(impression: Impression) -> Array:
   N = impression.request.candidates.shape[1]
   place = jnp.where(impression.slate < 0, N, impression.slate)
   gains = jnp.zeros((place.shape[0], N + 1), impression.feedback.dtype)
-  put = lambda g, i, v: g.at[i].set(v)  # noqa: E731
+  put = lambda g, i, v: g.at[i].set(v)
   return jax.vmap(put)(gains, place, impression.feedback[..., 0])[:, :N]
 
 

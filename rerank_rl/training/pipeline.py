@@ -108,13 +108,14 @@ def prepare(config: Config, root: pathlib.Path, mesh=None) -> Setting:
 
 
 def compare(
-  setting: Setting, impressions: Impression
+  setting: Setting,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-  """Slates of the run's systems and of what they are held against.
+  """Test slates of the run's systems and of what they are held against.
 
   Returns:
     (system -> i32[n, K], system -> seconds).
   """
+  impressions = setting.dataset.splits["test"]
   slates = dict(systems.simple(setting, impressions))
   todo: dict[str, Callable] = {}
   if setting.judges:
@@ -126,7 +127,7 @@ def compare(
     slates[name] = rank()
     seconds[f"rank/{name}"] = time.monotonic() - begin
   if setting.world is not None:
-    slates |= systems.bounds(setting, impressions)
+    slates |= systems.bounds(setting)
   return slates, seconds
 
 
@@ -146,7 +147,7 @@ def evaluate(
   begin = time.monotonic()
   dataset, config = setting.dataset, setting.config
   test = dataset.splits["test"]
-  slates, seconds = compare(setting, test)
+  slates, seconds = compare(setting)
   values = {name: valuer(setting.judged_by(name)) for name in setting.judges}
   truth = best = relevant = None
   if setting.world is not None:

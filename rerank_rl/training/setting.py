@@ -177,7 +177,7 @@ def by_chunks(function: Callable, size: int, *columns: Any) -> np.ndarray:
   parts = []
   for begin in range(0, count, size):
     rows = np.minimum(np.arange(begin, begin + size), count - 1)
-    part = jax.tree.map(lambda x: np.asarray(x)[rows], columns)
+    part = schema.take(columns, rows)
     parts.append(jax.device_get(function(*part)))
   return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
 

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from rerank_rl.decoding import sample
+from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.setting import (
   CHUNK,
   Setting,
   by_chunks,
   greedy_ranker,
+  keep,
   local,
+  ready,
 )
 from rerank_rl.training.stages import ranker as ranker_stage
 from rerank_rl.training.stages import sft
@@ -108,8 +111,18 @@ def best_of(
   )
 
 
-def bounds(setting: Setting, impressions: Impression) -> Slates:
-  """What the world knows: Bayes-optimal rules and the optimum."""
+def bounds(setting: Setting) -> Slates:
+  """What the world knows: Bayes-optimal rules and the optimum, on test.
+
+  They depend on the world alone, cost minutes, and are therefore kept.
+  """
+  setting = setting.identified("bounds", setting.identity["data"])
+  if not ready(setting, "bounds"):
+    keep(setting, "bounds", _bounds(setting, setting.dataset.splits["test"]))
+  return load_artifact(setting.folder("bounds"))[0]
+
+
+def _bounds(setting: Setting, impressions: Impression) -> Slates:
   world, key = setting.world, jax.random.key(setting.config.seed)
   request = impressions.request
   return {

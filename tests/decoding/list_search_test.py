@@ -79,9 +79,7 @@ def test_width_one_is_greedy():
 
 def test_padding_short_slates_and_short_candidate_lists():
   request = _request(count=(4, 2, 5), size=(3, 3, 1))
-  found = np.asarray(
-    list_search.search(_score(*_tables()), request, SLOTS, 30)
-  )
+  found = np.asarray(list_search.search(_score(*_tables()), request, SLOTS, 30))
   for row, (count, size) in enumerate([(4, 3), (2, 2), (5, 1)]):
     expected = _everything(row, count, size)
     got = found[row].tolist()
@@ -93,9 +91,7 @@ def test_padding_short_slates_and_short_candidate_lists():
 def test_is_jittable_and_keeps_the_scorer_dtype():
   alone, after = _tables()
   run = jax.jit(
-    lambda a: list_search.search(
-      _score(a, after), _request(), SLOTS, 2
-    )
+    lambda a: list_search.search(_score(a, after), _request(), SLOTS, 2)
   )
   found = run(alone)
   assert found.dtype == jnp.int32 and found.shape == (BATCH, 2, SLOTS)

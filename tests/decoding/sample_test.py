@@ -76,9 +76,7 @@ def test_slates_are_legal(head, ruled):
     limit = jnp.full((64,), cap, jnp.int32)
     rules = (legality.pin(pins), legality.cap(groups, limit))
   game = sample.prepare(policy, params, toys.catalogue(), request)
-  out = sample.chains(
-    policy, params, game, jax.random.key(2), 50, rules=rules
-  )
+  out = sample.chains(policy, params, game, jax.random.key(2), 50, rules=rules)
   slate = np.asarray(out.slate)
   count = np.asarray((request.candidates >= 0).sum(1))
   for b in range(64):

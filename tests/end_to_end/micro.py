@@ -11,8 +11,7 @@ import jax
 
 from configs import common
 from rerank_rl import config as config_lib
-from rerank_rl.training import mesh
-from rerank_rl.training import pipeline
+from rerank_rl.training import mesh, pipeline
 
 TINY = {
   "world.num_items": 100,
@@ -43,7 +42,7 @@ TINY = {
 
 
 def config(kind: str):
-  """"whole" has all stages; "parity" the two that learn, in 64 bits."""
+  """A run: "whole" has all stages; "parity" the two that learn, in 64 bits."""
   changes = dict(TINY)
   if kind == "parity":
     changes = common.ORACLE | TINY | {"policy.dtype": "float64"}

@@ -78,9 +78,7 @@ def test_the_report_holds_what_it_should(undisturbed):
 def _same(a: pathlib.Path, b: pathlib.Path) -> None:
   for name in (report.REPORT, "config.json"):
     assert (a / name).read_bytes() == (b / name).read_bytes()
-  one, two = (
-    report.load_judgements(f / report.JUDGEMENTS) for f in (a, b)
-  )
+  one, two = (report.load_judgements(f / report.JUDGEMENTS) for f in (a, b))
   for system, values in one.items():
     for metric, value in values.items():
       np.testing.assert_array_equal(value, two[system][metric])

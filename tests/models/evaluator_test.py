@@ -170,9 +170,7 @@ def test_causal_in_the_slate():
       0, 6, other[:, :, t:].shape
     )
     changed = _predict(model, fitted, _features(), request, other)
-    np.testing.assert_allclose(
-      changed[:, :, :t], logits[:, :, :t], atol=1e-6
-    )
+    np.testing.assert_allclose(changed[:, :, :t], logits[:, :, :t], atol=1e-6)
     assert np.abs(changed[:, :, t:] - logits[:, :, t:]).max() > 1e-3
 
 
@@ -244,14 +242,10 @@ def test_init_shapes():
 def test_loss_counts_shown_positions_only():
   model = _model()
   fitted, impression = _fitted(model), _impression()
-  total, count = _loss(
-    model, fitted.params, _features(), impression
-  )
+  total, count = _loss(model, fitted.params, _features(), impression)
   shown = (impression.slate >= 0).sum()
   assert count == 2 * SIGNALS * shown < 2 * impression.feedback.size
-  flipped = np.where(
-    impression.slate[..., None] >= 0, impression.feedback, 1.0
-  )
+  flipped = np.where(impression.slate[..., None] >= 0, impression.feedback, 1.0)
   again, _ = _loss(
     model, fitted.params, _features(), impression.replace(feedback=flipped)
   )
@@ -296,12 +290,8 @@ def test_values_weigh_signals_and_skip_padding():
 def test_search_finds_slates_of_the_value_it_claims():
   model = _model()
   fitted, request = _fitted(model), _request()
-  score = evaluator.next_values(
-    model, fitted, _features(), request, WEIGHTS
-  )
-  found = jax.jit(
-    lambda: list_search.search(score, request, SLOTS, 3)
-  )()
+  score = evaluator.next_values(model, fitted, _features(), request, WEIGHTS)
+  found = jax.jit(lambda: list_search.search(score, request, SLOTS, 3))()
   logits = _predict(model, fitted, _features(), request, found)
   total = evaluator.values(logits, found, WEIGHTS).sum(-1)
   assert (total[:, :-1] >= total[:, 1:] - 1e-5).all()
@@ -309,18 +299,3 @@ def test_search_finds_slates_of_the_value_it_claims():
   logits = _predict(model, fitted, _features(), request, others)
   random = evaluator.values(logits, others, WEIGHTS).sum(-1)
   assert (total[:, 0] >= random.max(-1) - 1e-5).all()
-
-
-def test_inverse_and_its_gradient():
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(3, 12, 5)).astype(np.float32)
-  a = jnp.einsum("bnr,bnq->brq", x, x) + jnp.eye(5)[None]
-  chex.assert_trees_all_close(
-    evaluator._inverse(a) @ a, jnp.tile(jnp.eye(5), (3, 1, 1)), atol=1e-4
-  )
-  probe = rng.normal(size=a.shape).astype(np.float32)
-  own, known = (
-    jax.grad(lambda a, f=f: jnp.sum(f(a) * probe))(a)
-    for f in (evaluator._inverse, jnp.linalg.inv)
-  )
-  chex.assert_trees_all_close(own, known, atol=1e-4)

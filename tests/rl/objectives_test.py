@@ -37,9 +37,7 @@ def test_merged_and_unmerged_trees_give_one_gradient(objective):
   policy, params, chains, outcome = _play()
   # Away from the sampling policy, so that clipping acts.
   moved = jax.tree.map(lambda x: x * 1.05, params)
-  grad = jax.jit(
-    jax.grad(lambda p, t: _loss(policy, p, t, outcome, objective))
-  )
+  grad = jax.jit(jax.grad(lambda p, t: _loss(policy, p, t, outcome, objective)))
   with jax.default_matmul_precision("highest"):
     one, two = grad(moved, chains), grad(moved, tree.merge(chains))
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
@@ -51,9 +49,7 @@ def test_clipped_equals_the_usual_minimum():
   moved = jax.tree.map(lambda x: x * 1.05, params)
   game = sample.prepare(policy, moved, toys.catalogue(), toys.request())
   scores = learner.score_slates(policy, moved, game, chains.slate)
-  got = objectives.clipped(
-    chains, scores, credit.group(chains, outcome), 0.1
-  )
+  got = objectives.clipped(chains, scores, credit.group(chains, outcome), 0.1)
   r = np.exp(scores.logp - tree.on_path(chains, chains.logp_old))
   a = np.asarray(credit.normalise(outcome.reward))[..., None]
   real = np.asarray(chains.path >= 0)

@@ -28,62 +28,82 @@ from rerank_rl.types import PAD, Array, Impression
 STAGE = "sft"
 
 
-def logged(setting: Setting) -> Callable[[Impression], Array]:
+Demonstrate = Callable[[Impression, Array], Array]  # (batch, key) -> slate.
+
+
+def logged(setting: Setting) -> Demonstrate:
   """Demonstrates what was shown."""
   del setting
-  return jax.tree_util.Partial(lambda batch: batch.slate)
+  return jax.tree_util.Partial(lambda batch, key: batch.slate)
 
 
-def relevant_first(setting: Setting) -> Callable[[Impression], Array]:
+def relevant_first(setting: Setting) -> Demonstrate:
   """Demonstrates what was shown, the items with feedback moved up."""
   del setting
   return jax.tree_util.Partial(_relevant_first)
 
 
-def _relevant_first(batch: Impression) -> Array:
+def _relevant_first(batch: Impression, key: Array) -> Array:
   """Stable order by the first signal, padding last."""
+  del key
   shown = batch.slate != PAD
   score = jnp.where(shown, batch.feedback[..., 0], -1)
   order = jnp.argsort(-score, axis=1, stable=True)
   return jnp.take_along_axis(batch.slate, order, axis=1)
 
 
-def improved(setting: Setting) -> Callable[[Impression], Array]:
-  """Demonstrates the list-greedy slate on evaluator A.
+def draws(setting: Setting) -> Demonstrate:
+  """Demonstrates evaluator A's favourite of a few lists near the log.
 
-  The slate that was shown is kept where A prefers it.
+  The lists are the one shown and `demo.samples` Plackett-Luce draws over the
+  ranker's scores: off the log's own distribution by a choice alone, so that
+  A is asked where it was fitted, and varied enough to leave RL room.
   """
+  draw = functools.partial(_best_draw, setting.config.demo.samples)
+  return jax.tree_util.Partial(draw, setting.judged_by("a"))
+
+
+def _best_draw(samples, reward, batch: Impression, key: Array) -> Array:
+  request, K = batch.request, batch.slate.shape[1]
+  real = request.candidates != PAD
+  shape = (real.shape[0], samples, real.shape[1])
+  noise = jax.random.gumbel(key, shape, request.scores.dtype)
+  score = jnp.where(real[:, None], request.scores[:, None] + noise, -jnp.inf)
+  slate = jax.lax.top_k(score, K)[1].astype(jnp.int32)
+  size = jnp.minimum(real.sum(1), request.size)[:, None, None]
+  slate = jnp.where(jnp.arange(K)[None, None] < size, slate, PAD)
+  slate = jnp.concatenate([batch.slate[:, None], slate], axis=1)
+  best = jnp.argmax(reward(batch, slate).reward, axis=1)
+  return jnp.take_along_axis(slate, best[:, None, None], axis=1)[:, 0]
+
+
+def greedy(setting: Setting) -> Demonstrate:
+  """Demonstrates the list-greedy slate on evaluator A."""
   one = setting.judges["a"]
-  search = functools.partial(_improved, one.model)
+  search = functools.partial(_greedy, one.model)
   return jax.tree_util.Partial(
     search,
     one.fitted,
     setting.catalogue.features,
     jnp.asarray(setting.weights),
-    setting.judged_by("a"),
   )
 
 
-def _improved(model, fitted, features, weights, reward, batch) -> Array:
+def _greedy(model, fitted, features, weights, batch, key) -> Array:
+  del key
   best = search_slates(model, fitted, features, weights, batch.request, 1)
-  both = jnp.stack([best[:, 0], batch.slate], axis=1)
-  worth = reward(batch, both).reward
-  return jnp.where((worth[:, 0] >= worth[:, 1])[:, None], *both.swapaxes(0, 1))
+  return best[:, 0]
 
 
 def search_slates(model, fitted, features, weights, request, width) -> Array:
   """Beam search on an evaluator: i32[B, width, K], best first."""
-  items = evaluators.encode(model, fitted, features, request)
-
-  def score(placed: Array, k: Array) -> Array:
-    logits = evaluators.predict_next(model, fitted, items, placed, k)
-    return jax.nn.sigmoid(logits) @ weights.astype(logits.dtype)
-
+  score = evaluators.next_values(model, fitted, features, request, weights)
   return list_search.search(score, request, model.slots, width)
 
 
 RULES = {
-  "evaluator": improved,
+  "draws": draws,
+  "greedy": greedy,
   "logged": logged,
   "relevant_first": relevant_first,
 }
@@ -96,8 +116,7 @@ def make_step(policy: Policy, tx, decay: float) -> Callable:
   """
 
   def step(catalogue, demonstrate, state, batch, key):
-    del key
-    slate = jax.lax.stop_gradient(demonstrate(batch))[:, None]
+    slate = jax.lax.stop_gradient(demonstrate(batch, key))[:, None]
 
     def loss(params):
       game = sample.prepare(policy, params, catalogue, batch.request)
@@ -130,10 +149,10 @@ def run(setting: Setting) -> Setting:
     raise ConfigError(
       f"config.demo.rule={rule!r}; choose from {', '.join(RULES)}."
     )
-  if rule == "evaluator" and not setting.judges:
+  if rule in ("draws", "greedy") and not setting.judges:
     raise ConfigError(
-      "config.demo.rule='evaluator' needs the stage 'evaluators' before "
-      "'sft' in config.stages."
+      f"config.demo.rule={rule!r} asks evaluator A; add the stage 'evaluators' "
+      "to config.stages."
     )
   setting = setting.identified(
     STAGE,

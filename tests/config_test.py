@@ -1,0 +1,109 @@
+"""freeze: typed, or one sentence."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from configs import common
+from rerank_rl import config as config_lib
+from rerank_rl.training import pipeline
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted(
+  path.relative_to(ROOT)
+  for path in (ROOT / "configs").rglob("*.py")
+  if path.name not in ("__init__.py", "common.py")
+)
+
+
+def _get_config(path):
+  scope = {}
+  exec((ROOT / path).read_text(), scope)  # As config_flags would load it.
+  return scope["get_config"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_every_config_is_legal_in_every_variant(path):
+  for variant in ("", "smoke", "kuairand_pure", "movielens_1m,recovery"):
+    config = config_lib.freeze(_get_config(path)(variant).to_dict())
+    pipeline.check(config)
+    assert config.name == path.stem
+
+
+def test_the_oracle_variant_is_legal():
+  get_config = _get_config(pathlib.Path("configs/glorank_rl.py"))
+  config = config_lib.freeze(get_config("oracle").to_dict())
+  pipeline.check(config)
+  assert config.protocol == "oracle" and config.rl.reward == "world"
+
+
+def test_round_trip():
+  config = config_lib.Config()
+  assert config_lib.freeze(dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+  ("tree", "words"),
+  (
+    ({"sede": 1}, ("config.sede", "seed")),
+    ({"sft": {"steps": "many"}}, ("config.sft.steps", "many", "int")),
+    ({"sft": {"steps": 1.5}}, ("config.sft.steps", "1.5")),
+    ({"seed": None}, ("config.seed", "None")),
+    ({"seed": True}, ("config.seed", "True")),
+    ({"world": {"observed": 1}}, ("config.world.observed", "1")),
+    ({"world": {"seed": "x"}}, ("config.world.seed", "x")),
+    ({"stages": 3}, ("config.stages", "3")),
+  ),
+)
+def test_mistakes_are_named(tree, words):
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.freeze(tree)
+  for word in words:
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  (
+    ({"stages": ("tokenizer", "dance")}, ("dance", "evaluators")),
+    ({"stages": ("tokenizer", "rl")}, ("rl", "sft")),
+    ({"stages": ("sft", "tokenizer")}, ("order",)),
+    ({"stages": ("tokenizer", "sft")}, ("evaluators",)),
+    ({"protocol": "vibes"}, ("vibes", "recovery")),
+    ({"protocol": "oracle", "data.name": "imported"}, ("oracle", "world")),
+    ({"rl.explore": "walk"}, ("walk", "chains")),
+    ({"rl.credit": "blame"}, ("blame", "group")),
+    ({"rl.objective": "win"}, ("win", "clipped")),
+    ({"rl.reward": "money"}, ("money", "evaluator")),
+    ({"rl.explore": "beam"}, ("beam", "biased_credit")),
+    ({"rl.temperature": 2.0}, ("temperature", "biased_credit")),
+    (
+      {"rl.reward": "world", "data.name": "kuairand_pure"},
+      ("world", "kuairand_pure"),
+    ),
+    ({"rl.group": 1}, ("group=1",)),
+  ),
+)
+def test_illegal_compositions_are_refused(changes, words):
+  config = config_lib.freeze(common.build(changes).to_dict())
+  with pytest.raises(config_lib.ConfigError) as error:
+    pipeline.check(config)
+  for word in words:
+    assert word in str(error.value)
+
+
+def test_declared_bias_is_allowed():
+  changes = {"rl.explore": "beam", "rl.biased_credit": True}
+  pipeline.check(config_lib.freeze(common.build(changes).to_dict()))
+
+
+def test_unknown_variants_are_refused():
+  with pytest.raises(ValueError, match="huge.*smoke"):
+    common.build({}, "huge")
+
+
+def test_fingerprints_tell_configs_apart():
+  one, two = config_lib.TrainConfig(), config_lib.TrainConfig(steps=7)
+  assert config_lib.fingerprint(one) == config_lib.fingerprint(one)
+  assert config_lib.fingerprint(one) != config_lib.fingerprint(two)
