@@ -9,9 +9,8 @@ M catalogue items, F item features, U user features, D hidden dimensions.
 from typing import Any
 
 from flax import struct
-import jax
 
-Array = jax.Array | Any  # numpy columns and traced arrays alike.
+Array = Any  # numpy columns and traced arrays alike.
 
 PAD = -1  # No item, no token, no edge: every index array pads with it.
 ROOT = -1  # The parent of a tree's first edges: the prompt.

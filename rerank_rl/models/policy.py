@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.config import ConfigError, PolicyConfig
+from rerank_rl.models import reader
 from rerank_rl.models.transformer import KeyValue, Transformer
 from rerank_rl.types import Array
 
@@ -70,15 +71,12 @@ class Policy(NamedTuple):
   cache: Callable
 
 
-def gather_items(table: Array, rows: Array) -> Array:
-  """Rows of a catalogue table, zeros at PAD; rows i32[...] -> [..., F]."""
-  values = table[jnp.maximum(rows, 0)]
-  return jnp.where((rows >= 0)[..., None], values, 0)
-
-
 def _take(values: Array, index: Array) -> Array:
   """values[b, index[b, x]]: [B, N, ...] by i32[B, X] -> [B, X, ...]."""
   return jax.vmap(lambda v, i: v[i])(values, index)
+
+
+RANK = 16  # Dimensions in which the ranker's scores are regressed.
 
 
 class Sizes(NamedTuple):
@@ -121,10 +119,11 @@ class SlateTransformer(nn.Module):
     self.level = param("level", sizes.levels, c.dim)
     self.kind = param("kind", 4, c.dim)
     self.past = param("past", sizes.history, c.dim)
-    self.features = dense()
-    self.scored = dense()
-    self.score_weight = param("score_weight", 1, c.dim)
-    self.user = dense()
+    self.tower = reader.Tower(c.dim, RANK, 0.0)
+    self.reader = reader.Reader(c.dim, RANK, 0.0)
+    self.facts = dense()
+    self.meet = dense()
+    self.bridge = [dense() for _ in range(sizes.levels)]
     self.goal = dense()
     self.body = Transformer(c.dim, c.layers, c.heads, dtype)
     self.query = [dense() for _ in range(sizes.levels)]
@@ -140,13 +139,36 @@ class SlateTransformer(nn.Module):
     """i32[B, N, L]: the candidates' semantic IDs."""
     return catalogue.sids[jnp.maximum(request.candidates, 0)]
 
-  def _items(self, catalogue, rows):
-    """Item embeddings f32[..., d]: semantic ID plus observed features."""
-    x = self.features(gather_items(catalogue.features, rows))
+  def _codes(self, catalogue, rows):
+    """Sum of the codes' embeddings f32[..., d] of items i32[...]."""
+    x = jnp.zeros((*rows.shape, self.config.dim), self.slot.dtype)
     for level, table in enumerate(self.sid):
-      codes = catalogue.sids[jnp.maximum(rows, 0), level]
-      x += jnp.where((rows >= 0)[..., None], table[codes], 0)
-    return x
+      x += table[catalogue.sids[jnp.maximum(rows, 0), level]]
+    return jnp.where((rows >= 0)[..., None], x, 0)
+
+  def _read(self, catalogue, request):
+    """Embeds history and candidates as the reader's user sees them.
+
+    Returns:
+      (past f32[B, H, d], items f32[B, N, d], user f32[B, d]).
+    """
+    H = request.history.shape[1]
+    rows = jnp.concatenate([request.history, request.candidates], axis=1)
+    safe = jnp.maximum(rows, 0)
+    table = catalogue.features.astype(self.slot.dtype)
+    if rows.size < table.shape[0]:  # Embed no more items than needed.
+      table = table[safe.ravel()]
+      safe = jnp.arange(rows.size).reshape(rows.shape)
+    traits = self.tower(table)
+    past, shown = traits.at(safe[:, :H]), traits.at(safe[:, H:])
+    user, mean, covariance = self.reader(request, past, shown)
+    fit = jnp.einsum("bnr,br->bn", shown.phi, mean)
+    doubt = jnp.sum(shown.phi * (shown.phi @ covariance), -1)
+    facts = [fit, doubt, request.scores, shown.facts[..., 0]]
+    own = self.facts(jnp.stack(facts, axis=-1))
+    own += shown.code + self.meet(shown.code) * user[:, None]
+    codes = self._codes(catalogue, rows)
+    return past.code + codes[:, :H], own + codes[:, H:], user
 
   def encode(self, catalogue, request, order):
     """Embeds the request and runs the encoder, candidates by rank.
@@ -156,21 +178,18 @@ class SlateTransformer(nn.Module):
     """
     B, N = order.shape
     H = request.history.shape[1]
-    rows = jnp.take_along_axis(request.candidates, order, axis=1)
-    scores = jnp.take_along_axis(request.scores, order, axis=1)[..., None]
-    scores = scores.astype(self.slot.dtype)
-    items = self._items(catalogue, rows)
-    raw = gather_items(catalogue.features, rows)
-    # A score speaks about the item's features; the product lets attention
-    # sum up (score, feature) pairs into an estimate of the user.
-    items += scores * (self.scored(raw) + self.score_weight[None])
-    items = self._indexed(items, order)
-    past = self._items(catalogue, request.history) + self.past[None]
+    # By rank, so that sums over the set run in one order.
+    by_rank = lambda x: jnp.take_along_axis(x, order, axis=1)
+    scores = by_rank(request.scores).astype(self.slot.dtype)
+    request = request.replace(
+      candidates=by_rank(request.candidates), scores=scores
+    )
+    past, items, user = self._read(catalogue, request)
     x = jnp.concatenate(
       [
-        self._users(request),
-        past + self.kind[1][None, None],
-        items + self.kind[2][None, None],
+        self._users(request, user),
+        past + self.past[None] + self.kind[1][None, None],
+        self._indexed(items, order) + self.kind[2][None, None],
         jnp.broadcast_to(self.kind[3], (B, 1, self.config.dim)),
       ],
       axis=1,
@@ -178,7 +197,7 @@ class SlateTransformer(nn.Module):
     U = x.shape[1] - H - N - 1
     one = jnp.ones((B, U), bool)
     real = jnp.concatenate(
-      [one, request.history >= 0, rows >= 0, one[:, :1]], axis=1
+      [one, request.history >= 0, request.candidates >= 0, one[:, :1]], axis=1
     )
     mask = _prefix_mask(U, H, N)[None] & real[:, None]
     states, memory = self.body.encode(x, mask)
@@ -193,21 +212,19 @@ class SlateTransformer(nn.Module):
 
   def prompt(self, catalogue, request, order, tokens):
     """The `Prompt` of requests whose tokens by rank are i32[B, N, L]."""
+    N = order.shape[1]
     root, context, memory, real = self.encode(catalogue, request, order)
     return Prompt(
       root=root,
       memory=memory,
       mask=real,
       inputs=self._inputs(tokens, context),
-      keys=self._keys(tokens, context, order),
+      keys=self._keys(tokens, context, order, real[:, -N - 1 : -1]),
     )
 
-  def _users(self, request):
-    """User tokens f32[B, 1 or 2, d]: features, and a goal where asked."""
-    shape = (request.candidates.shape[0], 1, self.config.dim)
-    user = jnp.broadcast_to(self.kind[0], shape)
-    if request.user.shape[1]:
-      user += self.user(request.user)[:, None]
+  def _users(self, request, user):
+    """User tokens f32[B, 1 or 2, d]: the user, and a goal where asked."""
+    user = (user + self.kind[0][None])[:, None]
     if request.goal is None:
       return user
     return jnp.concatenate([user, self.goal(request.goal)[:, None]], axis=1)
@@ -222,10 +239,20 @@ class SlateTransformer(nn.Module):
     x = jnp.stack(levels, axis=2)
     return x.at[:, :, -1].add(self.placed(context))
 
-  def _keys(self, tokens, context, order):
-    """Output embeddings: the codes', tied to the input's."""
-    levels = [table[tokens[:, :, i]] for i, table in enumerate(self.sid)]
-    return jnp.stack(levels, axis=1)
+  def _keys(self, tokens, context, order, real):
+    """Output embeddings: the code's, tied, plus what the request says of it.
+
+    A code means the same in every request; the mean state of the candidates
+    that carry the prefix tells what it is worth in this one.
+    """
+    keys, same = [], real[:, None] & real[:, :, None]
+    for level, table in enumerate(self.sid):
+      code = tokens[:, :, level]
+      same = same & (code[:, None] == code[:, :, None])
+      share = same.astype(context.dtype)
+      share /= jnp.maximum(share.sum(-1, keepdims=True), 1)
+      keys.append(table[code] + self.bridge[level](share @ context))
+    return jnp.stack(keys, axis=1)
 
   def extend(self, prompt, cache, rank, t, at, mask):
     """Feeds tokens; see `Policy.step`. t i32 broadcastable to rank."""
@@ -271,7 +298,7 @@ class PointerTransformer(SlateTransformer):
   def _inputs(self, tokens, context):
     return self.placed(context)[:, :, None]
 
-  def _keys(self, tokens, context, order):
+  def _keys(self, tokens, context, order, real):
     return context[:, None]
 
 
@@ -289,7 +316,7 @@ class LocalIndexTransformer(PointerTransformer):
   def _indexed(self, items, order):
     return items + self.index_in[order]
 
-  def _keys(self, tokens, context, order):
+  def _keys(self, tokens, context, order, real):
     return self.index_out[order][:, None]
 
 
@@ -344,9 +371,10 @@ def make_policy(config: PolicyConfig, sizes: Sizes) -> Policy:
     B, N = request.candidates.shape
     order = jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32), (B, N))
     tokens = by_rank(catalogue, request, order)
-    return module.init(
+    params = module.init(
       key, catalogue, request, order, tokens, method="initialise"
     )["params"]
+    return jax.tree.map(lambda x: x.astype(config.dtype), params)
 
   def prefill(params, catalogue, request, order):
     tokens = by_rank(catalogue, request, order)

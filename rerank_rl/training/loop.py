@@ -67,7 +67,11 @@ class _Progress:
 
 
 class _Preemption:
-  """Whether SIGTERM has asked for the end; a context manager."""
+  """Whether SIGTERM has asked for the end; a context manager.
+
+  A signal that comes too late to stop the loop still ends the program on
+  exit, or the next stage would begin as if nothing had been asked.
+  """
 
   def __init__(self):
     self._asked = False
@@ -82,9 +86,11 @@ class _Preemption:
       self._old = signal.signal(signal.SIGTERM, self._ask)
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, *_):
     if self._listens:
       signal.signal(signal.SIGTERM, self._old or signal.SIG_DFL)
+    if self._asked and kind is None:
+      raise SystemExit(PREEMPTED)
 
   def _ask(self, *_):
     self._asked = True
@@ -321,13 +327,13 @@ def fit(
   mesh = mesh_lib.make() if mesh is None else mesh
   state = jax.device_put(state, mesh_lib.shardings(mesh, state, rules))
   with contextlib.ExitStack() as stack:
+    preempted = stack.enter_context(_Preemption())
     if writer is None:
       writer = metrics_lib.Writer(folder)
       stack.callback(writer.close)
     run = _Fit(state, mesh, config, folder, title, select, writer)
     del state
     stack.callback(run.checkpoints.close)
-    preempted = stack.enter_context(_Preemption())
     if not run.resume(batches) and evaluate is not None:
       run.evaluate(evaluate)
     if not run.progress.finished:

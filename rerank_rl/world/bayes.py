@@ -17,6 +17,7 @@ the cold items; both cost the references a little, never the systems.
 """
 
 import functools
+import math
 
 from flax import struct
 import jax
@@ -54,7 +55,7 @@ class Roots:
 def _users(world: world_lib.World, roots: Roots) -> jax.Array:
   """f[S, D]."""
   share = jstats.norm.cdf(roots.normal[:, :1])
-  noise = roots.normal[:, 1:] / np.sqrt(world.z.shape[1])
+  noise = roots.normal[:, 1:] / math.sqrt(world.z.shape[1])
   return world_lib.blend(world, roots.first, roots.second, share, noise)
 
 

@@ -12,6 +12,7 @@ the ranker's scores.
 """
 
 import functools
+import math
 
 from flax import struct
 import jax
@@ -66,7 +67,7 @@ def _unit(x: Array) -> jax.Array:
 
 def gaussian(key: Array, shape: tuple[int, ...], dtype) -> jax.Array:
   """Gaussian vectors of expected squared length 1."""
-  return jax.random.normal(key, shape, dtype) / np.sqrt(shape[-1])
+  return jax.random.normal(key, shape, dtype) / math.sqrt(shape[-1])
 
 
 def check(config: WorldConfig) -> None:
