@@ -10,7 +10,9 @@ from rerank_rl import config as config_lib
 from rerank_rl.evaluation import report
 from rerank_rl.training import pipeline
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run.", required=True
+)
 _ARTIFACTS = flags.DEFINE_string(
   "artifacts", None, "Folder of the stages' artifacts; default: the workdir."
 )
@@ -38,5 +40,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["workdir"])
   errors.run(app, main)

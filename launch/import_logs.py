@@ -13,12 +13,15 @@ from rerank_rl.config import ConfigError
 from rerank_rl.data import importer
 
 _IMPRESSIONS = flags.DEFINE_string(
-  "impressions", None, "Impressions: a .parquet, .csv or .jsonl file."
+  "impressions",
+  None,
+  "Impressions: a .parquet, .csv or .jsonl file.",
+  required=True,
 )
 _ITEMS = flags.DEFINE_string(
-  "items", None, "Items: a .parquet, .csv or .jsonl file."
+  "items", None, "Items: a .parquet, .csv or .jsonl file.", required=True
 )
-_OUT = flags.DEFINE_string("out", None, "The folder to make.")
+_OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
 _SIGNALS = flags.DEFINE_list(
   "signals", ["click"], "Columns of feedback, the click first."
 )
@@ -55,5 +58,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["impressions", "items", "out"])
   errors.run(app, main)

@@ -15,7 +15,9 @@ from rerank_rl.training import mesh, pipeline
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "What to run: configs/NAME.py or configs/NAME.py:variant."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of this run.", required=True
+)
 _ARTIFACTS = flags.DEFINE_string(
   "artifacts", None, "Folder of the stages' artifacts; default: the workdir."
 )
@@ -46,5 +48,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flag_as_required("config")
   errors.run(app, main)

@@ -16,8 +16,7 @@ PAD = -1  # No item, no token, no edge: every index array pads with it.
 ROOT = -1  # The parent of a tree's first edges: the prompt.
 
 
-@struct.dataclass
-class Catalogue:
+class Catalogue(struct.PyTreeNode):
   """All items that may ever be shown.
 
   Attributes:
@@ -29,8 +28,7 @@ class Catalogue:
   sids: Array
 
 
-@struct.dataclass
-class Request:
+class Request(struct.PyTreeNode):
   """What a reranker sees.
 
   Attributes:
@@ -50,8 +48,7 @@ class Request:
   goal: Array | None = None
 
 
-@struct.dataclass
-class Impression:
+class Impression(struct.PyTreeNode):
   """A request, the slate that was shown and what came of it.
 
   Attributes:
@@ -71,8 +68,7 @@ class Impression:
   hidden: Array
 
 
-@struct.dataclass
-class TokenTree:
+class TokenTree(struct.PyTreeNode):
   """Rollouts as a tree of tokens; the one structure of search and learning.
 
   An edge is a token and the state that it leads to.
@@ -106,8 +102,7 @@ class TokenTree:
   iid: bool = struct.field(pytree_node=False, default=True)
 
 
-@struct.dataclass
-class Outcome:
+class Outcome(struct.PyTreeNode):
   """What the leaves of a TokenTree were worth.
 
   Attributes:

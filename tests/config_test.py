@@ -99,7 +99,7 @@ def test_declared_bias_is_allowed():
 
 
 def test_unknown_variants_are_refused():
-  with pytest.raises(ValueError, match="huge.*smoke"):
+  with pytest.raises(ValueError, match=r"huge.*smoke"):
     common.build({}, "huge")
 
 

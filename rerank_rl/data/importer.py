@@ -235,7 +235,7 @@ def _write_items(
 ) -> None:
   """items/1.0.0: item_id (integer or text), group and features if any."""
   text = pa.types.is_string(ids.type)
-  columns = {
+  columns: dict[str, Any] = {
     "item_id": ((), str if text else np.int64),
     "group": ((), np.int32),
   }

@@ -177,12 +177,12 @@ def _check(plan: Layout, number: int, columns: dict[str, pa.Array]) -> Checked:
   for field, lists in (("candidates", candidates), ("shown", shown)):
     empty = lists.lengths() == 0
     if empty.any():
-      reject(np.argmax(empty), field, "the list is empty; drop the row")
+      reject(int(np.argmax(empty)), field, "the list is empty; drop the row")
     _check_distinct(plan, field, lists, reject)
   if plan.slate_size:
     long = shown.lengths() > plan.slate_size
     if long.any():
-      row = np.argmax(long)
+      row = int(np.argmax(long))
       text = f"{shown.lengths()[row]} items, but --slate_size="
       reject(row, "shown", f"{text}{plan.slate_size}; raise it or drop the row")
   scores = _numbers(columns, "scores", "candidates", candidates, reject)

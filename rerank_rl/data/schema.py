@@ -6,6 +6,7 @@ Adapters (synthetic, movielens, kuairand) and the importer all return one.
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,8 +54,8 @@ def num_rows(columns: Impression) -> int:
   return columns.slate.shape[0]
 
 
-def take(columns: Impression, rows: np.ndarray) -> Impression:
-  """The impressions `rows` (i64[b]) of numpy `columns`, leading size b."""
+def take(columns: Any, rows: np.ndarray) -> Any:
+  """Rows i64[b] of a pytree of numpy columns, such as an Impression."""
   return jax.tree.map(lambda column: column[rows], columns)
 
 

@@ -180,7 +180,11 @@ def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     fail(path, row, None, f"no readable JSON in UTF-8 ({_line(error)})")
 
 
-_READERS = {".parquet": None, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
+_READERS: dict[str, Any] = {
+  ".parquet": None,
+  ".csv": _csv_rows,
+  ".jsonl": _jsonl_rows,
+}
 
 
 def _line(error: BaseException) -> str:

@@ -21,8 +21,7 @@ from rerank_rl.types import Array
 NEGATIVE = -1e9
 
 
-@struct.dataclass
-class Trie:
+class Trie(struct.PyTreeNode):
   """The items of each request, sorted lexicographically by semantic ID.
 
   Attributes:

@@ -168,7 +168,9 @@ def _worth(
     for name, value in evaluators.items()
   }
   if logged_b is not None:
-    out["win_rate_b"] = bootstrap.win_rate(out["evaluator_b"], logged_b)
+    out["win_rate_b"] = bootstrap.win_rate(
+      np.asarray(out["evaluator_b"]), logged_b
+    )
   if true_utility is not None:
     out["true_utility"] = _values(true_utility, impressions, slate)
   if "evaluator_a" in out:
@@ -257,10 +259,13 @@ def _figures(judgement: Judgement, seed: int, resamples: int) -> dict:
   }
   columns = {name: (x, np.ones_like(x)) for name, x in arrays.items()}
   if "true_utility" in arrays and "optimum" in judgement:
-    columns["share"] = (arrays["true_utility"], judgement["optimum"])
+    columns["share"] = (
+      arrays["true_utility"],
+      np.asarray(judgement["optimum"]),
+    )
   whole["requests"] = float(len(next(iter(arrays.values()))))
   if "cold" in judgement:
-    cold = judgement["cold"]
+    cold = np.asarray(judgement["cold"])
     whole["cold_requests"] = float(cold.sum())
     columns |= {
       f"cold_{name}": (np.where(cold, top, np.nan), per)

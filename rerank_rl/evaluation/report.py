@@ -86,7 +86,7 @@ def save_judgements(
     path: an .npz file.
     judged: of `judge.judge`; its scalars are left out.
   """
-  arrays = {
+  arrays: dict[str, Any] = {
     f"{system}/{metric}": value
     if value.dtype == bool
     else value.astype(np.float32)

@@ -224,8 +224,8 @@ class SidIndex:
     keys = pack(np.where(legal[..., None], sids, 0), self._codes)
     at = np.searchsorted(self._keys, keys)
     at = np.minimum(at, len(self._keys) - 1)
-    found = legal & (self._keys[at] == keys)
-    return np.where(found, self._rows[at], np.int32(PAD))
+    found = np.logical_and(legal, np.equal(np.take(self._keys, at), keys))
+    return np.where(found, np.take(self._rows, at), np.int32(PAD))
 
 
 def decode(table: Array, sids: Array) -> np.ndarray:
@@ -244,7 +244,7 @@ def reconstruct(codebook: Codebook, sids: Array) -> jax.Array:
     f32[..., D].
   """
   sids = jnp.asarray(sids)
-  total = 0
+  total = jnp.zeros((), codebook.centroids.dtype)
   for level, centroids in enumerate(codebook.centroids):
     code = sids[..., level]
     part = jnp.asarray(centroids)[jnp.maximum(code, 0)]
@@ -337,6 +337,7 @@ def load(path: str | os.PathLike) -> tuple[Codebook, np.ndarray]:
     OSError: the file is not there or may not be read.
     ValueError: the file is damaged or something else.
   """
+  arrays: dict[str, np.ndarray] = {}
   with open(path, "rb") as stream:
     try:
       with np.load(stream, allow_pickle=False) as file:

@@ -127,7 +127,7 @@ def compare(
     slates[name] = rank()
     seconds[f"rank/{name}"] = time.monotonic() - begin
   if setting.world is not None:
-    slates |= systems.bounds(setting)
+    slates |= systems.bounds(setting, setting.world)
   return slates, seconds
 
 

@@ -22,6 +22,7 @@ from rerank_rl.training.stages import ranker as ranker_stage
 from rerank_rl.training.stages import sft
 from rerank_rl.types import PAD, Impression
 from rerank_rl.world import bayes, utility
+from rerank_rl.world.world import World
 
 BEAM = 8  # Width of beam_on_a.
 BEST_OF = 16
@@ -111,19 +112,20 @@ def best_of(
   )
 
 
-def bounds(setting: Setting) -> Slates:
+def bounds(setting: Setting, world: World) -> Slates:
   """What the world knows: Bayes-optimal rules and the optimum, on test.
 
   They depend on the world alone, cost minutes, and are therefore kept.
   """
   setting = setting.identified("bounds", setting.identity["data"])
   if not ready(setting, "bounds"):
-    keep(setting, "bounds", _bounds(setting, setting.dataset.splits["test"]))
+    test = setting.dataset.splits["test"]
+    keep(setting, "bounds", _bounds(world, setting.config.seed, test))
   return load_artifact(setting.folder("bounds"))[0]
 
 
-def _bounds(setting: Setting, impressions: Impression) -> Slates:
-  world, key = setting.world, jax.random.key(setting.config.seed)
+def _bounds(world: World, seed: int, impressions: Impression) -> Slates:
+  key = jax.random.key(seed)
   request = impressions.request
   return {
     "bayes_pointwise": bayes.bayes_pointwise(world, request, key),
@@ -134,7 +136,7 @@ def _bounds(setting: Setting, impressions: Impression) -> Slates:
 
 def learnt(setting: Setting, impressions: Impression) -> dict[str, Callable]:
   """system -> () -> slates, for every system with parameters."""
-  out = {}
+  out: dict[str, Callable] = {}
   config = setting.config
   for name, params in setting.params.items():
     if "ranker" in config.stages and name == config.name:

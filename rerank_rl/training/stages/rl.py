@@ -143,8 +143,11 @@ def step(method, catalogue, reward, reference, state, batch, key):
     total = main.total + config.kl * far.total - config.entropy * wide.total
     return total / jnp.maximum(main.denominator, 1e-6), (scores, main)
 
-  for _ in range(config.epochs):
-    grads, (scores, main) = jax.grad(loss, has_aux=True)(state.params)
+  grad = jax.grad(loss, has_aux=True)
+  grads, (scores, main) = grad(state.params)
+  state = states.apply_gradients(state, grads, method.tx, method.decay)
+  for _ in range(config.epochs - 1):
+    grads, (scores, main) = grad(state.params)
     state = states.apply_gradients(state, grads, method.tx, method.decay)
   return state, diagnostics(method, tree, outcome, given, scores, old, main)
 

@@ -1,0 +1,41 @@
+"""Exports a finished run: python -m launch.export --workdir=DIR --out=BUNDLE.
+
+With --verify and no --workdir it checks a bundle that is there.
+"""
+
+from absl import app, flags, logging
+
+from launch import errors
+from rerank_rl import config as config_lib
+from rerank_rl.export import bundle
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the finished run.")
+_ARTIFACTS = flags.DEFINE_string(
+  "artifacts", None, "Folder of the stages' artifacts; default: the workdir."
+)
+_OUT = flags.DEFINE_string("out", None, "Folder of the bundle.", required=True)
+_VERIFY = flags.DEFINE_bool("verify", False, "Check the bundle at --out.")
+
+
+def main(argv: list[str]) -> None:
+  """Exports, verifies or both."""
+  if len(argv) > 1:
+    raise config_lib.ConfigError(
+      f"{argv[1]!r} is not a flag; use --flag=value."
+    )
+  logging.set_verbosity(logging.INFO)
+  workdir, out = _WORKDIR.value, _OUT.value
+  if not (workdir or _VERIFY.value):
+    raise config_lib.ConfigError(
+      "Give --workdir to export a run, or --verify to check the bundle at "
+      "--out."
+    )
+  if workdir:
+    bundle.export_run(workdir, _ARTIFACTS.value or workdir, out)
+  if _VERIFY.value:
+    bundle.verify(out)
+  print(f"{out}: intact; it gives its golden output.")
+
+
+if __name__ == "__main__":
+  errors.run(app, main)

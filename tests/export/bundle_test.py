@@ -1,0 +1,203 @@
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+from jax import export
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+import pytest
+
+from rerank_rl.config import Config, ConfigError, PolicyConfig, fingerprint
+from rerank_rl.decoding import sample
+from rerank_rl.export import bundle
+from rerank_rl.models.policy import make_policy
+from rerank_rl.tokenizer import semantic_ids
+from rerank_rl.tokenizer.residual_kmeans import Codebook
+from tests import toys
+
+CATALOGUE = toys.catalogue()
+CODEBOOK = Codebook(np.arange(18, dtype=np.float32).reshape(3, 3, 2))
+IDS = np.array([f"item-{k}" for k in range(20)])
+POLICY = make_policy(PolicyConfig(dim=16, layers=1), toys.SIZES)
+
+
+@pytest.fixture(scope="module")
+def params():
+  init = jax.jit(POLICY.init)(jax.random.key(0), CATALOGUE, toys.request())
+  return jax.tree.map(lambda x: x * 2.0, init)
+
+
+def _save(out, params):
+  return bundle.save(
+    out, POLICY, params, CATALOGUE, IDS, CODEBOOK, Config(), toys.request()
+  )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, params):
+  out = tmp_path_factory.mktemp("export") / "deep" / "bundle"
+  _save(out, params)
+  return out
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+  return shutil.copytree(saved, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_any_batch_gives_what_the_policy_gives(saved, params, batch):
+  blob = (saved / "rerank.stablehlo").read_bytes()
+  program = export.deserialize(bytearray(blob))
+  assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+  request = toys.request(seed=5, batch=batch)
+  want = jax.jit(lambda p, r: sample.greedy(POLICY, p, CATALOGUE, r))(
+    params, request
+  )
+  plain = {
+    f.name: getattr(request, f.name) for f in dataclasses.fields(request)
+  }
+  del plain["goal"]
+  catalogue = {"features": CATALOGUE.features, "sids": CATALOGUE.sids}
+  out = program.call(params, catalogue, plain)
+  assert set(out) == {"slate"}
+  assert out["slate"].shape == (batch, toys.SIZES.slots)
+  assert out["slate"].dtype == jnp.int32
+  np.testing.assert_array_equal(out["slate"], want)
+
+
+def test_the_readme_needs_jax_and_numpy_alone(saved):
+  readme = (saved / "README.md").read_text()
+  code = re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)
+  code += "import sys\n"
+  code += "print({'flax', 'orbax', 'rerank_rl'} & set(sys.modules))\n"
+  env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+  done = subprocess.run(
+    [sys.executable, "-I", "-c", code],
+    cwd=saved,
+    env=env | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == "golden: True\nset()\n"
+
+
+def test_the_parts_are_what_was_given(saved, params):
+  loaded = ocp.load(saved / "params")
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  codebook, sids = semantic_ids.load(saved / "codebook.npz")
+  np.testing.assert_array_equal(codebook.centroids, CODEBOOK.centroids)
+  np.testing.assert_array_equal(sids, CATALOGUE.sids)
+  np.testing.assert_array_equal(np.load(saved / "item_ids.npy"), IDS)
+  manifest = json.loads((saved / "manifest.json").read_text())
+  sizes = {k: manifest["sizes"][k] for k in toys.SIZES._fields}
+  assert sizes == toys.SIZES._asdict()
+  files = {
+    p.relative_to(saved).as_posix() for p in saved.rglob("*") if p.is_file()
+  }
+  assert set(manifest["sha256"]) == files - {"manifest.json"}
+
+
+def test_every_damaged_file_is_named(copy):
+  files = sorted(p for p in copy.rglob("*") if p.is_file())
+  for path in files:
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    for content in (bytes(changed), whole[:-2], None):
+      if content is None:
+        path.unlink()
+      else:
+        path.write_bytes(content)
+      with pytest.raises(ValueError, match=re.escape(str(path))):
+        bundle.verify(copy)
+    path.write_bytes(whole)
+
+
+def _forge(folder: pathlib.Path, **changes):
+  """Rewrites the manifest so that all its checksums hold."""
+  path = folder / "manifest.json"
+  manifest = json.loads(path.read_text()) | changes
+  del manifest["checksum"]
+  path.write_text(json.dumps(manifest | {"checksum": fingerprint(manifest)}))
+
+
+def test_another_output_is_found_however_intact_the_files(copy):
+  with np.load(copy / "golden.npz") as file:
+    golden = dict(file)
+  golden["slate"] = golden["slate"][:, ::-1]
+  np.savez(copy / "golden.npz", **golden)
+  manifest = json.loads((copy / "manifest.json").read_text())
+  digest = bundle._digest(copy / "golden.npz")
+  _forge(copy, sha256=manifest["sha256"] | {"golden.npz": digest})
+  with pytest.raises(ValueError, match="does not give the slates"):
+    bundle.verify(copy)
+
+
+def test_another_version_is_a_warning(copy, monkeypatch):
+  said = []
+  monkeypatch.setattr(bundle.logging, "warning", lambda *x: said.append(x))
+  bundle.verify(copy)
+  assert not said
+  versions = json.loads((copy / "manifest.json").read_text())["versions"]
+  _forge(copy, versions=versions | {"jax": "0.0.1"})
+  bundle.verify(copy)
+  assert [x[1:3] for x in said] == [("jax", "0.0.1")]
+
+
+def test_what_is_there_stays(copy, params):
+  before = {p: p.stat().st_mtime_ns for p in copy.rglob("*")}
+  with pytest.raises(ValueError, match="not an empty folder"):
+    _save(copy, params)
+  with pytest.raises(ValueError, match="not an empty folder"):
+    _save(copy / "README.md", params)
+  assert before == {p: p.stat().st_mtime_ns for p in copy.rglob("*")}
+
+
+def test_a_bundle_that_fails_its_own_check_never_appears(
+  tmp_path, params, monkeypatch
+):
+  def fail(path):
+    assert (path / "manifest.json").exists()
+    raise ValueError("broken")
+
+  monkeypatch.setattr(bundle, "verify", fail)
+  with pytest.raises(ValueError, match="broken"):
+    _save(tmp_path / "out", params)
+  assert not list(tmp_path.iterdir())
+
+
+def test_arrays_keep_types_that_numpy_does_not_know(tmp_path):
+  tree = {"a": {"b": np.asarray(jnp.arange(3, dtype=jnp.bfloat16))}}
+  bundle._save_tree(tmp_path / "x.npz", tree)
+  out = bundle._load_tree(tmp_path / "x.npz", bundle._specs(tree))
+  assert out["a"]["b"].dtype == jnp.bfloat16
+  np.testing.assert_array_equal(out["a"]["b"], tree["a"]["b"])
+
+
+def test_runs_that_cannot_be_exported_are_refused(tmp_path):
+  refused = lambda text: pytest.raises(ConfigError, match=text)
+  with refused("config.json is missing"):
+    bundle.finished(tmp_path, tmp_path)
+  config = dataclasses.asdict(Config())
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with refused("report.json is missing"):
+    bundle.finished(tmp_path, tmp_path)
+  (tmp_path / "report.json").write_text("{}")
+  with refused("no artifact of stage 'tokenizer'"):
+    bundle.finished(tmp_path, tmp_path)
+  for stage in Config().stages:
+    (tmp_path / f"{stage}-0123").mkdir()
+  assert bundle.finished(tmp_path, tmp_path) == Config()
+  config |= {"name": "prm", "stages": ["tokenizer", "ranker"]}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with refused("'prm'.* no token policy"):
+    bundle.finished(tmp_path, tmp_path)
