@@ -22,6 +22,7 @@ SMOKE = {
   "sft.steps": 60,
   "sft.warmup_steps": 10,
   "sft.eval_every": 60,
+  "rl.group": 8,
   "rl_train.steps": 30,
   "rl_train.warmup_steps": 5,
   "rl_train.batch_size": 16,

@@ -145,7 +145,7 @@ class Config:
   policy: PolicyConfig = PolicyConfig()
   ranker: RankerConfig = RankerConfig()
   demo: DemoConfig = DemoConfig()
-  sft: TrainConfig = TrainConfig()
+  sft: TrainConfig = TrainConfig(steps=400)
   rl: RLConfig = RLConfig()
   rl_train: TrainConfig = TrainConfig(steps=300, batch_size=32)
 
