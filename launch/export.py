@@ -7,7 +7,7 @@ from absl import app, flags, logging
 
 from launch import errors
 from rerank_rl import config as config_lib
-from rerank_rl.export import bundle
+from rerank_rl.export import bundle, run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the finished run.")
 _ARTIFACTS = flags.DEFINE_string(
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
       "--out."
     )
   if workdir:
-    bundle.export_run(workdir, _ARTIFACTS.value or workdir, out)
+    run.export_run(workdir, _ARTIFACTS.value or workdir, out)
   if _VERIFY.value:
     bundle.verify(out)
   print(f"{out}: intact; it gives its golden output.")

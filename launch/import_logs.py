@@ -13,15 +13,12 @@ from rerank_rl.config import ConfigError
 from rerank_rl.data import importer
 
 _IMPRESSIONS = flags.DEFINE_string(
-  "impressions",
-  None,
-  "Impressions: a .parquet, .csv or .jsonl file.",
-  required=True,
+  "impressions", None, "Impressions: a .parquet, .csv or .jsonl file."
 )
 _ITEMS = flags.DEFINE_string(
-  "items", None, "Items: a .parquet, .csv or .jsonl file.", required=True
+  "items", None, "Items: a .parquet, .csv or .jsonl file."
 )
-_OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The folder to make.")
 _SIGNALS = flags.DEFINE_list(
   "signals", ["click"], "Columns of feedback, the click first."
 )
@@ -44,9 +41,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ConfigError(f"{argv[1]!r} is not a flag; use --flag=value.")
   options = importer.ImportOptions(
-    impressions=_IMPRESSIONS.value,
-    items=_ITEMS.value,
-    out=_OUT.value,
+    impressions=_IMPRESSIONS.value or "",
+    items=_ITEMS.value or "",
+    out=_OUT.value or "",
     signals=tuple(_SIGNALS.value),
     weights=importer.parse_weights(_WEIGHTS.value),
     slate_size=_SLATE_SIZE.value,
@@ -58,4 +55,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  flags.mark_flags_as_required(["impressions", "items", "out"])
   errors.run(app, main)

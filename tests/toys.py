@@ -1,5 +1,6 @@
 """Tiny requests and policies that several tests play with."""
 
+import functools
 import itertools
 
 import jax
@@ -42,10 +43,11 @@ def request(seed: int = 0, batch: int = 4, items: int = 20, sizes=SIZES):
   )
 
 
+@functools.cache
 def policy(head: str, sharpness: float = 2.0, seed: int = 0, sizes=SIZES):
   """(Policy, params) whose distribution is far from uniform."""
   made: Policy = make_policy(PolicyConfig(head=head, dim=16), sizes)
-  params = made.init(jax.random.key(seed), catalogue(), request())
+  params = jax.jit(made.init)(jax.random.key(seed), catalogue(), request())
   return made, jax.tree.map(lambda x: x * sharpness, params)
 
 

@@ -90,7 +90,8 @@ def alive(
     trie: the requests' items.
     placed: i32[B, X, K], ranks already placed, PAD elsewhere.
     slot: i32[B, X], the slot to fill.
-    rules: business rules; all must allow an item.
+    rules: business rules; all must allow an item, so that a slot at which
+      they contradict each other stays empty.
 
   Returns:
     bool[B, X, N] over ranks.

@@ -77,6 +77,7 @@ def _take(values: Array, index: Array) -> Array:
 
 
 RANK = 16  # Dimensions in which the ranker's scores are regressed.
+WHOLE = 4096  # Catalogues up to which embedding every item once is cheaper.
 
 
 class Sizes(NamedTuple):
@@ -156,7 +157,8 @@ class SlateTransformer(nn.Module):
     rows = jnp.concatenate([request.history, request.candidates], axis=1)
     safe = jnp.maximum(rows, 0)
     table = catalogue.features.astype(self.slot.dtype)
-    if rows.size < table.shape[0]:  # Embed no more items than needed.
+    # Embed no more items than needed; a symbolic batch counts as a small one.
+    if not isinstance(rows.size, int) or rows.size < table.shape[0]:
       table = table[safe.ravel()]
       safe = jnp.arange(rows.size).reshape(rows.shape)
     traits = self.tower(table)

@@ -60,6 +60,8 @@ def check(config: Config) -> None:
     raise ConfigError(
       "config.protocol='oracle' needs config.data.name='world'."
     )
+  if "rl" in config.stages and "sft" not in config.stages:
+    raise ConfigError("config.stages has 'rl' without 'sft' before it.")
   if config.protocol == "value" and "evaluators" not in config.stages:
     raise ConfigError(
       "config.protocol='value' selects by evaluator S; add the stage "
@@ -68,8 +70,6 @@ def check(config: Config) -> None:
   if "tokenizer" not in config.stages:
     raise ConfigError("config.stages needs 'tokenizer'.")
   if "rl" in config.stages:
-    if "sft" not in config.stages:
-      raise ConfigError("config.stages has 'rl' without 'sft' before it.")
     rl.check(config)
 
 

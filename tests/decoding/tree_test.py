@@ -1,5 +1,7 @@
 """The invariants of TokenTree, for chains, merged chains and beams."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,18 +15,38 @@ from tests import toys
 
 def _tree(kind, head="global"):
   policy, params = toys.policy(head)
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-  if kind == "beam":
-    return policy, params, game, beam.beam(policy, params, game, 8)
-  chains = sample.chains(policy, params, game, jax.random.key(0), 16)
-  out = tree.merge(chains) if kind == "merged" else chains
-  return policy, params, game, out
+
+  @jax.jit
+  def grow(params, request):
+    game = sample.prepare(policy, params, toys.catalogue(), request)
+    if kind == "beam":
+      out = beam.beam(policy, params, game, 8)
+    else:
+      out = sample.chains(policy, params, game, jax.random.key(0), 16)
+      out = tree.merge(out) if kind == "merged" else out
+    return out, learner.score_slates(policy, params, game, out.slate)
+
+  return grow(params, toys.request())
+
+
+@functools.cache
+def _wide_beam():
+  """A beam that holds every slate, and the exact log-probabilities."""
+  policy, params = toys.policy("global")
+  slates = jnp.asarray(np.broadcast_to(toys.every_slate(), (4, 60, 3)))
+
+  @jax.jit
+  def grow(params, request):
+    game = sample.prepare(policy, params, toys.catalogue(), request)
+    scores = learner.score_slates(policy, params, game, slates)
+    return beam.beam(policy, params, game, 60), scores.logp.sum(-1)
+
+  return grow(params, toys.request())
 
 
 @pytest.mark.parametrize("kind", ("chains", "merged", "beam"))
 def test_invariants(kind):
-  policy, params, game, t = _tree(kind)
-  scores = learner.score_slates(policy, params, game, t.slate)
+  t, scores = _tree(kind)
   token, parent, path = (np.asarray(x) for x in (t.token, t.parent, t.path))
   B, E = token.shape
   G, T = path.shape[1:]
@@ -60,9 +82,7 @@ def test_invariants(kind):
 
 
 def test_siblings_of_a_complete_beam_sum_to_one():
-  policy, params = toys.policy("global")
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-  t = beam.beam(policy, params, game, 60)
+  t, _ = _wide_beam()
   for b in (0, 3):
     real = np.asarray(t.token[b] != PAD)
     parents = np.asarray(t.parent[b])[real]
@@ -72,8 +92,7 @@ def test_siblings_of_a_complete_beam_sum_to_one():
 
 
 def test_mean_logp_is_over_the_next_states_legal_children():
-  policy, params, game, t = _tree("chains")
-  scores = learner.score_slates(policy, params, game, t.slate)
+  t, scores = _tree("chains")
   mean = jnp.where(scores.legal, scores.dist, 0).sum(-1)
   mean /= jnp.maximum(scores.legal.sum(-1), 1)
   ahead = tree.on_path(t, t.mean_logp_old)
@@ -87,14 +106,10 @@ def test_mean_logp_is_over_the_next_states_legal_children():
 
 
 def test_beam_is_exact_when_wide_enough():
-  policy, params = toys.policy("global")
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-  slates = np.broadcast_to(toys.every_slate(), (4, 60, 3))
-  logp = learner.score_slates(policy, params, game, jnp.asarray(slates)).logp
-  t = beam.beam(policy, params, game, 60)
+  t, logp = _wide_beam()
   found = tree.on_path(t, t.logp_old).sum(-1)
   for b in (0, 3):
-    best = np.sort(np.asarray(logp.sum(-1))[b])[::-1]
+    best = np.sort(np.asarray(logp)[b])[::-1]
     np.testing.assert_allclose(found[b], best, atol=1e-4)
 
 
