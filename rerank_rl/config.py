@@ -108,7 +108,7 @@ class TrainConfig:
 class DemoConfig:
   """Demonstrations that SFT clones."""
 
-  rule: str = "draws"  # draws | greedy | logged | relevant_first
+  rule: str = "greedy"  # draws | greedy | logged | relevant_first
   samples: int = 16  # Lists that `draws` lets evaluator A choose from.
 
 
@@ -147,7 +147,7 @@ class Config:
   demo: DemoConfig = DemoConfig()
   sft: TrainConfig = TrainConfig(steps=400)
   rl: RLConfig = RLConfig()
-  rl_train: TrainConfig = TrainConfig(steps=300, batch_size=32)
+  rl_train: TrainConfig = TrainConfig(steps=200, batch_size=32, eval_every=50)
 
 
 class ConfigError(ValueError):

@@ -44,7 +44,7 @@ def request(seed: int = 0, batch: int = 4, items: int = 20, sizes=SIZES):
 
 
 @functools.cache
-def policy(head: str, sharpness: float = 2.0, seed: int = 0, sizes=SIZES):
+def policy(head: str, sharpness: float = 1.3, seed: int = 0, sizes=SIZES):
   """(Policy, params) whose distribution is far from uniform."""
   made: Policy = make_policy(PolicyConfig(head=head, dim=16), sizes)
   params = jax.jit(made.init)(jax.random.key(seed), catalogue(), request())

@@ -77,7 +77,6 @@ def _take(values: Array, index: Array) -> Array:
 
 
 RANK = 16  # Dimensions in which the ranker's scores are regressed.
-WHOLE = 4096  # Catalogues up to which embedding every item once is cheaper.
 
 
 class Sizes(NamedTuple):

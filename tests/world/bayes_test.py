@@ -84,7 +84,8 @@ def test_the_posterior_agrees_with_importance_sampling():
   fitted = bayes.fit_normaliser(world, jax.random.key(5))
   many = prior(world, 100_000, 2)
   rel = 3 * many @ np.asarray(world.z).T + np.asarray(world.quality) - 1.6
-  log_z = np.log((1 / (1 + np.exp(-rel))).sum(-1))
+  # The fit of log Z is tested above; here it is the sampler's turn.
+  log_z = np.asarray(bayes._monomials(many)) @ np.asarray(fitted)
 
   @jax.jit
   @functools.partial(jax.vmap, in_axes=(None, 0))
@@ -101,7 +102,7 @@ def test_the_posterior_agrees_with_importance_sampling():
     log_p -= np.log1p(np.exp(-rel[:, request.history])).sum(-1)
     weight = np.exp(log_p - log_p.max())
     expected = weight @ many / weight.sum()
-    assert np.linalg.norm(ours[b] - expected) < 0.06
+    assert np.linalg.norm(ours[b] - expected) < 0.04
     # The data said something.
     assert np.linalg.norm(many.mean(0) - expected) > 0.2
 
