@@ -53,14 +53,14 @@ class Peer:
     words = data.levels * data.codes
     self._model = transformers.GPT2LMHeadModel(
       transformers.GPT2Config(
-        vocab_size=words,
+        vocab_size=words + 1,  # The last one is padding, never seen.
         n_positions=self._prompt + data.slots * data.levels,
         n_embd=setting.dim,
         n_layer=setting.layers,
         n_head=setting.heads,
         bos_token_id=None,
         eos_token_id=None,
-        pad_token_id=0,
+        pad_token_id=words,
       )
     ).eval()
     # A token of level l is l * V + code. Prefix -> next token -> items.

@@ -67,7 +67,9 @@ def test_invariants(kind):
     for edge in np.flatnonzero(real[b]):
       below = np.asarray(t.weight)[b, (parent[b] == edge) & real[b]].sum()
       ends = sum(
-        1 / G for g in range(G) if path[b, g][path[b, g] != PAD][-1:] == edge
+        1 / G
+        for g in range(G)
+        if path[b, g][path[b, g] != PAD][-1:].tolist() == [edge]
       )
       np.testing.assert_allclose(t.weight[b, edge], below + ends, atol=1e-5)
   if kind != "chains":

@@ -110,9 +110,10 @@ def test_every_damaged_file_is_named(copy):
   files = sorted(p for p in copy.rglob("*") if p.is_file())
   for path in files:
     whole = path.read_bytes()
-    changed = bytearray(whole)
-    changed[len(whole) // 2] ^= 1
-    for content in (bytes(changed), whole[:-2], None):
+    changed = bytearray(whole or b"\0")  # Some markers are empty.
+    changed[len(changed) // 2] ^= 1
+    short = [whole[:-2]] if whole else []
+    for content in (bytes(changed), *short, None):
       if content is None:
         path.unlink()
       else:
