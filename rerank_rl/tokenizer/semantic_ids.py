@@ -221,7 +221,7 @@ class SidIndex:
     if not len(self._keys):
       return np.full(sids.shape[:-1], PAD, np.int32)
     legal = ((sids >= 0) & (sids < self._codes)).all(axis=-1)
-    keys = pack(np.where(legal[..., None], sids, 0), self._codes)
+    keys = pack(np.where(np.expand_dims(legal, -1), sids, 0), self._codes)
     at = np.searchsorted(self._keys, keys)
     at = np.minimum(at, len(self._keys) - 1)
     found = np.logical_and(legal, np.equal(np.take(self._keys, at), keys))
