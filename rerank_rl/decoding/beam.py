@@ -132,7 +132,7 @@ def _branch(policy, params, game, beams, k, level, depth, rules, key):
   logp_total = flat(total)
   real = (rank >= 0) & (logp_total > legality.NEGATIVE / 2)
   mean = jnp.where(first, logp, 0).sum(-1) / jnp.maximum(first.sum(-1), 1)
-  edge = depth * W + jnp.arange(W, dtype=jnp.int32)
+  edge = jnp.asarray(depth * W + jnp.arange(W), jnp.int32)
   edge = jnp.broadcast_to(edge, (B, W))
   seen = take(beams.seen)
   seen |= (jnp.arange(seen.shape[-1])[None, None] == edge[..., None]) & (

@@ -14,7 +14,7 @@ TINY = common.Setting(
   requests=2,
   group=2,
   items=20,
-  data=Sizes(codes=4, levels=3, slots=2, history=3, candidates=5),
+  data=Sizes(codes=8, levels=2, slots=2, history=3, candidates=5),
 )
 
 
