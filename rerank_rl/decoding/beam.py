@@ -71,46 +71,39 @@ def beam(
     ),
   )
 
-  def slot(carry, k, last):
-    beams, cache = carry
-    out = []
-    for level in range(L):
-      depth = k * L + level
-      noise = None if key is None else jax.random.fold_in(key, depth)
-      beams, edge = _branch(
-        policy, params, game, beams, k, level, depth, rules, noise
-      )
-      out.append(edge)
-      if level < L - 1 or not last:
-        state, cache = policy.step(
-          params,
-          game.prompt,
-          cache,
-          beams.rank[:, None],
-          depth,
-          depth * W,
-          beams.seen[:, None],
-        )
-        beams = beams._replace(state=state[:, 0])
-    return (beams, cache), [jnp.stack(x) for x in zip(*out, strict=True)]
+  def branch(beams, t):
+    noise = None if key is None else jax.random.fold_in(key, t)
+    return _branch(policy, params, game, beams, t, rules, noise)
 
-  carry, parts = jax.lax.scan(
-    lambda c, k: slot(c, k, last=False), (beams, cache), jnp.arange(K - 1)
-  )
-  (beams, _), final = slot(carry, K - 1, last=True)
+  def token(carry, t):
+    beams, cache = carry
+    state, cache = policy.step(
+      params,
+      game.prompt,
+      cache,
+      beams.rank[:, None],
+      t - 1,
+      (t - 1) * W,
+      beams.seen[:, None],
+    )
+    beams, edge = branch(beams._replace(state=state[:, 0]), t)
+    return (beams, cache), edge
+
+  # The first token is chosen from the prompt; the last is never fed.
+  beams, first = branch(beams, 0)
+  (beams, _), rest = jax.lax.scan(token, (beams, cache), jnp.arange(1, K * L))
   edges = [
-    jnp.concatenate([a, b[None]]).reshape(K * L, B, W).swapaxes(0, 1)
-    for a, b in zip(parts, final, strict=True)
+    jnp.concatenate([a[None], b]).swapaxes(0, 1)
+    for a, b in zip(first, rest, strict=True)
   ]
   return _as_tree(game.trie, beams, edges)
 
 
-def _branch(policy, params, game, beams, k, level, depth, rules, key):
+def _branch(policy, params, game, beams, t, rules, key):
   """One token: all children of all beams, the best W of them kept."""
-  B, W, K = beams.placed.shape
+  B, W, _ = beams.placed.shape
+  k, level = t // policy.levels, t % policy.levels
   slot = jnp.full((B, W), k, jnp.int32)
-  if level == 0:
-    beams = beams._replace(rank=jnp.full_like(beams.rank, PAD))
   alive = legality.alive(game.trie, beams.placed, slot, rules)
   first = legality.children(game.trie, alive, beams.rank, level)
   logits = policy.logits(params, game.prompt, beams.state, level)
@@ -132,15 +125,15 @@ def _branch(policy, params, game, beams, k, level, depth, rules, key):
   logp_total = flat(total)
   real = (rank >= 0) & (logp_total > legality.NEGATIVE / 2)
   mean = jnp.where(first, logp, 0).sum(-1) / jnp.maximum(first.sum(-1), 1)
-  edge = jnp.asarray(depth * W + jnp.arange(W), jnp.int32)
+  edge = jnp.asarray(t * W + jnp.arange(W), jnp.int32)
   edge = jnp.broadcast_to(edge, (B, W))
   seen = take(beams.seen)
   seen |= (jnp.arange(seen.shape[-1])[None, None] == edge[..., None]) & (
     real[..., None]
   )
   placed = take(beams.placed)
-  if level == policy.levels - 1:
-    placed = placed.at[:, :, k].set(jnp.where(real, rank, PAD))
+  done = real & (level == policy.levels - 1)
+  placed = placed.at[:, :, k].set(jnp.where(done, rank, placed[:, :, k]))
   code = jnp.take_along_axis(
     game.trie.codes[:, :, level], jnp.maximum(rank, 0), axis=1
   )

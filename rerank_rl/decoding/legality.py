@@ -105,26 +105,25 @@ def alive(
   return legal
 
 
-def children(trie: Trie, legal: Array, rank: Array, level: int) -> Array:
+def children(trie: Trie, legal: Array, rank: Array, level: Array) -> Array:
   """Legal next tokens, each stood for by the first legal rank of its run.
 
   Args:
     trie: the requests' items.
     legal: bool[B, X, N] over ranks, from `alive`.
     rank: i32[B, X], any rank under the current prefix (ignored at level 0).
-    level: static, level of the token to choose.
+    level: i32[], level of the token to choose; may be traced.
 
   Returns:
     bool[B, X, N], True at one rank a legal token.
   """
   N = legal.shape[-1]
-  if level > 0:
-    place = jnp.arange(N)[None, None]
-    safe = jnp.maximum(rank, 0)
-    low = jnp.take_along_axis(trie.start[:, level - 1], safe, axis=1)
-    high = jnp.take_along_axis(trie.stop[:, level - 1], safe, axis=1)
-    legal = legal & (place >= low[..., None]) & (place < high[..., None])
-    legal &= (rank >= 0)[..., None]
+  place = jnp.arange(N)[None, None]
+  safe, above = jnp.maximum(rank, 0), jnp.maximum(level - 1, 0)
+  low = jnp.take_along_axis(trie.start[:, above], safe, axis=1)
+  high = jnp.take_along_axis(trie.stop[:, above], safe, axis=1)
+  under = (place >= low[..., None]) & (place < high[..., None])
+  legal = legal & ((level == 0) | (under & (rank >= 0)[..., None]))
   before = jnp.cumsum(legal, axis=-1) - legal
   start = jnp.broadcast_to(trie.start[:, level][:, None], legal.shape)
   return legal & (before == jnp.take_along_axis(before, start, axis=-1))

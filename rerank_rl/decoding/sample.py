@@ -71,67 +71,46 @@ def chains(
     sampling temperature, NaN when greedy. `iid` is static: temperature 1.
   """
   trie, prompt = game
-  B, N = trie.order.shape
+  B = trie.order.shape[0]
   K, L = policy.slots, policy.levels
-  cache = policy.cache(prompt, group, K * L - 1)
+  T = K * L
+  fed = jnp.arange(T - 1)[None, None, None]
 
-  def feed(cache, rank, depth):
-    see = jnp.arange(K * L - 1)[None, None, None] <= depth
-    state, cache = policy.step(
-      params, prompt, cache, rank[:, :, None], depth, depth, see
-    )
-    return state[:, :, 0], cache
-
-  def choose(state, legal, rank, level, key):
+  def choose(placed, rank, state, t):
+    slot, level = t // L, t % L
+    at = jnp.full((B, group), slot, jnp.int32)
+    legal = legality.alive(trie, placed, at, rules)
     first = legality.children(trie, legal, rank, level)
     logits = policy.logits(params, prompt, state, level)
     logp = legality.log_probs(logits, first)
-    if temperature == 0:
-      logq = jnp.full_like(logp, jnp.nan)
-      score = jnp.where(first, logp, 2 * legality.NEGATIVE)
-    else:
-      logq = legality.log_probs(logp / temperature, first)
-      noise = jax.random.gumbel(key, logp.shape, logp.dtype)
-      score = jnp.where(first, logq + noise, 2 * legality.NEGATIVE)
-    some = first.any(-1)
-    best = jnp.where(some, jnp.argmax(score, axis=-1), PAD).astype(jnp.int32)
+    rank, logq = _draw(jax.random.fold_in(key, t), logp, first, temperature)
+    put = jnp.where(level == L - 1, rank, placed[:, :, slot])
     take = lambda x: jnp.take_along_axis(
-      x, jnp.maximum(best, 0)[..., None], axis=-1
+      x, jnp.maximum(rank, 0)[..., None], axis=-1
     )[..., 0]
     mean = jnp.where(first, logp, 0).sum(-1) / jnp.maximum(first.sum(-1), 1)
-    return best, jnp.where(some, take(logp), 0), take(logq), mean
+    record = jnp.where(rank >= 0, take(logp), 0), mean, take(logq)
+    return placed.at[:, :, slot].set(put), rank, record
 
-  def slot(carry, slot_index, last):
-    placed, cache, state = carry
-    at = jnp.full((B, group), slot_index, jnp.int32)
-    legal = legality.alive(trie, placed, at, rules)
-    rank = jnp.full((B, group), PAD, jnp.int32)
-    out = []
-    for level in range(L):
-      depth = slot_index * L + level
-      step_key = jax.random.fold_in(key, depth)
-      rank, *rest = choose(state, legal, rank, level, step_key)
-      out.append(rest)
-      if level < L - 1 or not last:
-        state, cache = feed(cache, rank, depth)
-    placed = placed.at[:, :, slot_index].set(rank)
-    stacked = [jnp.stack(values, axis=-1) for values in zip(*out, strict=True)]
-    return (placed, cache, state), stacked
+  def token(carry, t):
+    placed, rank, cache = carry
+    state, cache = policy.step(
+      params, prompt, cache, rank[:, :, None], t - 1, t - 1, fed < t
+    )
+    placed, rank, record = choose(placed, rank, state[:, :, 0], t)
+    return (placed, rank, cache), record
 
   placed = jnp.full((B, group, K), PAD, jnp.int32)
-  state = jnp.broadcast_to(
-    prompt.root[:, None], (B, group, prompt.root.shape[-1])
-  )
-  carry, parts = jax.lax.scan(
-    lambda c, k: slot(c, k, last=False),
-    (placed, cache, state),
-    jnp.arange(K - 1),
-  )
-  # The last slot's last token is chosen, not fed: T - 1 forward tokens.
-  (placed, _, _), final = slot(carry, K - 1, last=True)
-  logp, logq, mean = (
-    jnp.concatenate([a, b[None]]).transpose(1, 2, 0, 3).reshape(B, group, -1)
-    for a, b in zip(parts, final, strict=True)
+  rank = jnp.full((B, group), PAD, jnp.int32)
+  root = prompt.root[:, None]
+  root = jnp.broadcast_to(root, (B, group, root.shape[-1]))
+  # The first token is chosen from the prompt: T - 1 forward tokens.
+  placed, rank, first = choose(placed, rank, root, 0)
+  carry = placed, rank, policy.cache(prompt, group, T - 1)
+  (placed, _, _), rest = jax.lax.scan(token, carry, jnp.arange(1, T))
+  logp, mean, logq = (
+    jnp.concatenate([a[None], b]).transpose(1, 2, 0)
+    for a, b in zip(first, rest, strict=True)
   )
   return tree.from_chains(
     tokens_of(trie, placed),
@@ -141,6 +120,18 @@ def chains(
     logq,
     iid=temperature == 1,
   )
+
+
+def _draw(key: Array, logp: Array, first: Array, temperature: float):
+  """A legal rank of each row of f32[B, G, N], PAD if none, and log q."""
+  if temperature == 0:
+    logq, score = jnp.full_like(logp, jnp.nan), logp
+  else:
+    logq = legality.log_probs(logp / temperature, first)
+    score = logq + jax.random.gumbel(key, logp.shape, logp.dtype)
+  score = jnp.where(first, score, 2 * legality.NEGATIVE)
+  best = jnp.where(first.any(-1), jnp.argmax(score, axis=-1), PAD)
+  return best.astype(jnp.int32), logq
 
 
 def tokens_of(trie: legality.Trie, placed: Array) -> Array:

@@ -55,7 +55,7 @@ class Policy(NamedTuple):
     step: (params, prompt, cache, rank i32[B, C, Q], t, at, mask) ->
       (state f32[B, C, Q, d], cache); feeds the token at depth t.
     logits: (params, prompt, state f32[B, X, d], level) -> f32[B, X, N] by
-      rank.
+      rank; `level` may be traced.
     score: (params, prompt, ranks i32[B, G, K]) -> f32[B, G, K, L, N].
     cache: (prompt, C, S) -> KeyValue of zeros.
   """
@@ -112,9 +112,7 @@ class SlateTransformer(nn.Module):
       nn.Dense, c.dim, dtype=dtype, param_dtype=dtype, use_bias=False
     )
     sizes = self.sizes
-    self.sid = [
-      param(f"sid_{i}", sizes.codes, c.dim) for i in range(sizes.levels)
-    ]
+    self.sid = param("sid", sizes.levels, sizes.codes, c.dim)
     self.slot = param("slot", sizes.slots, c.dim)
     self.level = param("level", sizes.levels, c.dim)
     self.kind = param("kind", 4, c.dim)
@@ -123,10 +121,12 @@ class SlateTransformer(nn.Module):
     self.reader = reader.Reader(c.dim, RANK, 0.0)
     self.facts = dense()
     self.meet = dense()
-    self.bridge = [dense() for _ in range(sizes.levels)]
+    square = nn.initializers.lecun_normal(batch_axis=(0,))
+    square_shape = (sizes.levels, c.dim, c.dim)
+    self.bridge = self.param("bridge", square, square_shape, dtype)
     self.goal = dense()
     self.body = Transformer(c.dim, c.layers, c.heads, dtype)
-    self.query = [dense() for _ in range(sizes.levels)]
+    self.query = self.param("query", square, square_shape, dtype)
     self.placed = dense()
 
   @property
@@ -141,10 +141,12 @@ class SlateTransformer(nn.Module):
 
   def _codes(self, catalogue, rows):
     """Sum of the codes' embeddings f32[..., d] of items i32[...]."""
-    x = jnp.zeros((*rows.shape, self.config.dim), self.slot.dtype)
-    for level, table in enumerate(self.sid):
-      x += table[catalogue.sids[jnp.maximum(rows, 0), level]]
+    x = self._embedded(catalogue.sids[jnp.maximum(rows, 0)]).sum(-2)
     return jnp.where((rows >= 0)[..., None], x, 0)
+
+  def _embedded(self, tokens):
+    """Embeddings f32[..., L, d] of the codes i32[..., L] of semantic IDs."""
+    return self.sid[jnp.arange(self.sizes.levels), tokens]
 
   def _read(self, catalogue, request):
     """Embeds history and candidates as the reader's user sees them.
@@ -236,9 +238,7 @@ class SlateTransformer(nn.Module):
 
   def _inputs(self, tokens, context):
     """What a token feeds: its code and, once complete, the item's state."""
-    levels = [table[tokens[:, :, i]] for i, table in enumerate(self.sid)]
-    x = jnp.stack(levels, axis=2)
-    return x.at[:, :, -1].add(self.placed(context))
+    return self._embedded(tokens).at[:, :, -1].add(self.placed(context))
 
   def _keys(self, tokens, context, order, real):
     """Output embeddings: the code's, tied, plus what the request says of it.
@@ -246,14 +246,13 @@ class SlateTransformer(nn.Module):
     A code means the same in every request; the mean state of the candidates
     that carry the prefix tells what it is worth in this one.
     """
-    keys, same = [], real[:, None] & real[:, :, None]
-    for level, table in enumerate(self.sid):
-      code = tokens[:, :, level]
-      same = same & (code[:, None] == code[:, :, None])
-      share = same.astype(context.dtype)
-      share /= jnp.maximum(share.sum(-1, keepdims=True), 1)
-      keys.append(table[code] + self.bridge[level](share @ context))
-    return jnp.stack(keys, axis=1)
+    codes = tokens.swapaxes(1, 2)
+    same = jnp.cumprod(codes[:, :, None] == codes[..., None], axis=1)
+    both = real[:, None] & real[:, :, None]
+    share = jnp.where(both[:, None], same, 0).astype(context.dtype)
+    share /= jnp.maximum(share.sum(-1, keepdims=True), 1)
+    bridged = jnp.einsum("bnd,lde->blne", context, self.bridge)
+    return self._embedded(tokens).swapaxes(1, 2) + share @ bridged
 
   def extend(self, prompt, cache, rank, t, at, mask):
     """Feeds tokens; see `Policy.step`. t i32 broadcastable to rank."""
@@ -270,7 +269,7 @@ class SlateTransformer(nn.Module):
 
   def queries(self, state, level):
     """Projects states f32[B, X, d] for the level's output embeddings."""
-    return self.query[level](state)
+    return state @ self.query[level]
 
   def initialise(self, catalogue, request, order, tokens):
     """Touches every parameter; only for `init`."""
@@ -278,8 +277,7 @@ class SlateTransformer(nn.Module):
     rank = jnp.zeros((order.shape[0], 1, 1), jnp.int32)
     mask = jnp.ones((1, 1, 1, 1), bool)
     self.extend(prompt, None, rank, 0, 0, mask)
-    for level in range(tokens.shape[-1]):
-      self.queries(prompt.root[:, None], level)
+    self.queries(prompt.root[:, None], 0)
 
 
 class PointerTransformer(SlateTransformer):
@@ -420,9 +418,14 @@ def _score(params, prompt, ranks, step, logits, L):
     prompt.root[:, None, None], (B, G, 1, prompt.root.shape[-1])
   )
   states, _ = step(params, prompt, None, fed, depth, 0, causal)
-  states = jnp.concatenate([root, states], axis=2).reshape(B, G, K, L, -1)
-  out = []
-  for level in range(L):
-    flat = states[:, :, :, level].reshape(B, G * K, -1)
-    out.append(logits(params, prompt, flat, level).reshape(B, G, K, -1))
-  return jnp.stack(out, axis=3)
+  states = jnp.concatenate([root, states], axis=2)
+  return _by_level(logits, params, prompt, states.reshape(B, G, K, L, -1))
+
+
+def _by_level(logits, params, prompt, states):
+  """Logits f32[B, G, K, L, N] of states f32[B, G, K, L, d]."""
+  B, G, K, L, d = states.shape
+  one = lambda state, level: logits(params, prompt, state, level)
+  flat = states.reshape(B, G * K, L, d)
+  out = jax.vmap(one, in_axes=(2, 0), out_axes=2)(flat, jnp.arange(L))
+  return out.reshape(B, G, K, L, -1)

@@ -9,6 +9,7 @@ Letters: R = G * K states that choose an item's first token.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from rerank_rl.decoding import legality, sample
@@ -64,11 +65,11 @@ def score_slates(
   slot = jnp.broadcast_to(slots, (B, G, K))
   alive = legality.alive(trie, flat(placed), flat(slot), rules)
   rank = flat(ranks)
-  parts = []
-  for level in range(L):
+
+  def score(logits, level):
     first = legality.children(trie, alive, rank, level)
     first &= (rank >= 0)[..., None]
-    dist = legality.log_probs(flat(logits[:, :, :, level]), first)
+    dist = legality.log_probs(logits, first)
     # The token's run is represented by its first legal rank.
     start = jnp.take_along_axis(
       trie.start[:, level], jnp.maximum(rank, 0), axis=1
@@ -76,9 +77,8 @@ def score_slates(
     place = jnp.arange(N)[None, None]
     chosen = jnp.argmax(first & (place >= start[..., None]), axis=-1)
     logp = jnp.take_along_axis(dist, chosen[..., None], axis=-1)[..., 0]
-    parts.append((jnp.where(rank >= 0, logp, 0), dist, first, chosen))
-  shape = lambda x: x.reshape(B, G, K * L, *x.shape[3:])
-  logp, dist, legal, chosen = (
-    shape(jnp.stack([p[i] for p in parts], axis=2)) for i in range(4)
-  )
-  return PathScores(logp, dist, legal, chosen)
+    return PathScores(jnp.where(rank >= 0, logp, 0), dist, first, chosen)
+
+  # All levels at once: states that choose level l's token, for every l.
+  out = jax.vmap(score, in_axes=(2, 0), out_axes=2)(flat(logits), jnp.arange(L))
+  return jax.tree.map(lambda x: x.reshape(B, G, K * L, *x.shape[3:]), out)
