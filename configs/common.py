@@ -7,26 +7,29 @@ from ml_collections import ConfigDict
 from rerank_rl.config import Config
 
 SMOKE = {
+  "quick_compile": True,
   "world.num_items": 200,
   "world.num_candidates": 12,
   "world.slate_size": 4,
-  "world.num_train": 6000,
-  "world.num_valid": 128,
-  "world.num_test": 128,
+  "world.num_train": 4096,
+  "world.num_valid": 32,
+  "world.num_test": 32,
   "tokenizer.codes": 16,
   "tokenizer.iterations": 5,
-  "evaluators.max_epochs": 2,
+  "evaluators.max_epochs": 1,
   "evaluators.batch_size": 64,
   "evaluators.dim": 16,
+  "evaluators.dropout": 0.0,
   "policy.dim": 16,
-  "sft.steps": 60,
+  "policy.layers": 1,
+  "sft.steps": 30,
   "sft.warmup_steps": 10,
-  "sft.eval_every": 60,
+  "sft.eval_every": 30,
   "rl.group": 8,
-  "rl_train.steps": 30,
+  "rl_train.steps": 12,
   "rl_train.warmup_steps": 5,
   "rl_train.batch_size": 16,
-  "rl_train.eval_every": 15,
+  "rl_train.eval_every": 6,
 }
 
 ORACLE = {

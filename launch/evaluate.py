@@ -35,7 +35,8 @@ def main(argv: list[str]) -> None:
     json.loads((workdir / "config.json").read_text(encoding="utf-8"))
   )
   old = json.loads((workdir / report.REPORT).read_text(encoding="utf-8"))
-  setting = pipeline.prepare(config, pathlib.Path(_ARTIFACTS.value or workdir))
+  artifacts = pathlib.Path(_ARTIFACTS.value or workdir)
+  setting = pipeline.learn(pipeline.begin(config, artifacts))
   print(report.table(pipeline.evaluate(setting, workdir, old["command"])))
 
 

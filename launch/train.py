@@ -7,7 +7,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import errors
+from launch import devices, errors
 from rerank_rl import config as config_lib
 from rerank_rl.evaluation import report
 from rerank_rl.training import mesh, pipeline
@@ -33,10 +33,12 @@ def main(argv: list[str]) -> None:
       f"{argv[1]!r} is not a flag; use --flag=value."
     )
   logging.set_verbosity(logging.INFO)
+  config = config_lib.freeze(_CONFIG.value.to_dict())
+  if config.quick_compile:
+    devices.quick_compile()
   mesh.initialize_distributed(
     _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   )
-  config = config_lib.freeze(_CONFIG.value.to_dict())
   workdir = pathlib.Path(_WORKDIR.value)
   rows = pipeline.run(
     config,

@@ -138,6 +138,7 @@ class Config:
   seed: int = 0
   protocol: str = "value"  # value | recovery | oracle
   stages: tuple[str, ...] = ("tokenizer", "evaluators", "sft", "rl")
+  quick_compile: bool = False  # Slower programs, sooner: for runs of seconds.
   world: WorldConfig = WorldConfig()
   data: DataConfig = DataConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()

@@ -2,7 +2,7 @@
 
 import os
 
-# Before JAX is imported: it reads its flags once.
+# Before JAX meets a device: it reads its flags once.
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
@@ -10,5 +10,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
+from launch import devices
+
+# Tests compile a thousand programs and run each a few times.
+devices.quick_compile()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import chex
 import numpy as np
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -113,7 +113,8 @@ def over_seeds(values: np.ndarray) -> Interval:
   mean, count = float(values.mean()), len(values)
   if count < 2:
     return Interval(mean, float("nan"), float("nan"))
-  half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * values.std(ddof=1)
+  quantile = special.stdtrit(count - 1, (1 + LEVEL) / 2)  # Student's t.
+  half = quantile * values.std(ddof=1)
   half = float(half / np.sqrt(count))
   return Interval(mean, mean - half, mean + half)
 

@@ -1,8 +1,7 @@
-"""The figures of a report, each drawn once for light and once for dark.
+"""The figures of a report, as PNG bytes.
 
-Every function returns (light, dark) PNG bytes. Lines differ in marker as
-well as in colour; the colours have a contrast of 3 or more on both grounds and
-stay apart for colour-blind readers.
+Lines differ in marker as well as in colour; the colours have a contrast of 3
+or more on white and stay apart for colour-blind readers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,44 +15,32 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _COLOURS = ("#1f83c4", "#d55e00", "#009e73")
-_THEMES = (("#ffffff", "#1b1f24"), ("#15181d", "#e4e7eb"))
 _COLUMNS = 3  # Panels side by side.
 
-Pair = tuple[bytes, bytes]
+_STYLE = {
+  "axes.grid": True,
+  "axes.spines.right": False,
+  "axes.spines.top": False,
+  "figure.dpi": 110,
+  "font.size": 9,
+  "grid.alpha": 0.15,
+}
 
 
-def _style(ground: str, ink: str) -> dict[str, Any]:
-  """Matplotlib settings of one theme."""
-  inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color")
-  inked += ("xtick.color", "ytick.color")
-  grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-  return {
-    **dict.fromkeys(inked, ink),
-    **dict.fromkeys(grounds, ground),
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.dpi": 110,
-    "font.size": 9,
-    "grid.alpha": 0.15,
-  }
+def _drawn(
+  draw: Callable[[Figure], None], width: float, height: float
+) -> bytes:
+  """PNG of a figure (inches)."""
+  with rc_context(_STYLE):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    draw(figure)
+    buffer = io.BytesIO()
+    # Without the metadata equal figures are equal bytes.
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+  return buffer.getvalue()
 
 
-def _both(draw: Callable[[Figure], None], width: float, height: float) -> Pair:
-  """Draws on a light and on a dark ground (inches)."""
-  images = []
-  for ground, ink in _THEMES:
-    with rc_context(_style(ground, ink)):
-      figure = Figure(figsize=(width, height), layout="constrained")
-      draw(figure)
-      buffer = io.BytesIO()
-      # Without the metadata equal figures are equal bytes.
-      FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    images.append(buffer.getvalue())
-  return images[0], images[1]
-
-
-def systems(rows: Sequence[Mapping[str, Any]], metric: str) -> Pair:
+def systems(rows: Sequence[Mapping[str, Any]], metric: str) -> bytes:
   """One metric of every system, a dot a seed, with 95 % intervals.
 
   Args:
@@ -78,10 +65,10 @@ def systems(rows: Sequence[Mapping[str, Any]], metric: str) -> Pair:
     axes.invert_yaxis()
     axes.set_xlabel(metric.replace("_", " "))
 
-  return _both(draw, 7.0, 1.0 + 0.3 * len(names))
+  return _drawn(draw, 7.0, 1.0 + 0.3 * len(names))
 
 
-def curves(records: Sequence[Mapping[str, float]]) -> Pair:
+def curves(records: Sequence[Mapping[str, float]]) -> bytes:
   """A panel a metric, over steps.
 
   Args:
@@ -100,7 +87,7 @@ def curves(records: Sequence[Mapping[str, float]]) -> Pair:
     figure.supxlabel("step", fontsize=9)
 
   height = 0.4 + 1.9 * -(-len(series) // _COLUMNS)
-  return _both(draw, 9.0, height)
+  return _drawn(draw, 9.0, height)
 
 
 def points(
@@ -117,7 +104,7 @@ def points(
   return series
 
 
-def reliability(calibration: Mapping[str, Any]) -> Pair:
+def reliability(calibration: Mapping[str, Any]) -> bytes:
   """Observed against predicted, by bin and by position.
 
   Args:
@@ -139,10 +126,10 @@ def reliability(calibration: Mapping[str, Any]) -> Pair:
     _by(right, calibration["positions"], "position", ("predicted", "observed"))
     right.set(title="by position")
 
-  return _both(draw, 9.0, 3.4)
+  return _drawn(draw, 9.0, 3.4)
 
 
-def deciles(rows: Sequence[Mapping[str, float]]) -> Pair:
+def deciles(rows: Sequence[Mapping[str, float]]) -> bytes:
   """A and B by decile of A.
 
   Args:
@@ -154,7 +141,7 @@ def deciles(rows: Sequence[Mapping[str, float]]) -> Pair:
     _by(axes, rows, "decile", ("a", "b"))
     axes.set(xlabel="decile of A", ylabel="value")
 
-  return _both(draw, 6.0, 3.2)
+  return _drawn(draw, 6.0, 3.2)
 
 
 def _by(

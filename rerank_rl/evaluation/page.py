@@ -307,15 +307,11 @@ def _table(
   )
 
 
-def _figure(images: figures.Pair, text: str, caption: str) -> str:
-  """A figure that follows the reader's light or dark setting."""
-  light, dark = (
-    "data:image/png;base64," + base64.b64encode(image).decode()
-    for image in images
-  )
+def _figure(image: bytes, text: str, caption: str) -> str:
+  """A figure, white on any ground."""
+  data = base64.b64encode(image).decode()
   return (
-    '<figure><picture><source media="(prefers-color-scheme: dark)" '
-    f'srcset="{dark}"><img src="{light}" '
-    f'alt="{html.escape(text, quote=True)}"></picture>'
+    f'<figure><img src="data:image/png;base64,{data}" '
+    f'alt="{html.escape(text, quote=True)}">'
     f"<figcaption>{html.escape(caption)}</figcaption></figure>"
   )

@@ -37,7 +37,7 @@ def export_run(
   bundle.check_absent(out)
   artifacts = pathlib.Path(artifacts)
   config = finished(pathlib.Path(workdir), artifacts)
-  setting = pipeline.prepare(config, artifacts)
+  setting = pipeline.learn(pipeline.begin(config, artifacts))
   fitted = setting.folder("tokenizer") / "tokenizer.npz"
   test = setting.dataset.splits["test"].request
   system = config.name if "rl" in config.stages else config.sft_name

@@ -338,8 +338,12 @@ HEADS = {
 }
 
 
+@functools.cache
 def make_policy(config: PolicyConfig, sizes: Sizes) -> Policy:
   """Builds the pure functions of a policy.
+
+  The same arguments give the same functions, each jitted, so that programs
+  that call one several times, and the stages of a run, trace it once.
 
   Args:
     config: widths and head.
@@ -399,7 +403,15 @@ def make_policy(config: PolicyConfig, sizes: Sizes) -> Policy:
     return KeyValue(zeros, zeros)
 
   return Policy(
-    L, sizes.slots, init, module.tokens_of, prefill, step, logits, score, cache
+    L,
+    sizes.slots,
+    init,
+    module.tokens_of,
+    jax.jit(prefill),
+    step,
+    logits,
+    jax.jit(score),
+    cache,
   )
 
 

@@ -49,18 +49,22 @@ def evaluator_reward(model, fitted, features: Array, weights) -> Reward:
     weights: S floats, each signal's part in the utility.
   """
   return jax.tree_util.Partial(
-    functools.partial(_evaluator, model),
-    fitted,
-    features,
-    jnp.asarray(weights),
+    _evaluator(model), fitted, features, jnp.asarray(weights)
   )
 
 
-def _evaluator(model, fitted, features, weights, impression, slate) -> Outcome:
-  logits = evaluators.predict(
-    model, fitted, features, impression.request, slate
-  )
-  return _outcome(evaluators.values(logits, slate, weights))
+_predict = jax.jit(evaluators.predict, static_argnums=0)
+
+
+@functools.cache
+def _evaluator(model) -> Callable[..., Outcome]:
+  """One function for each network, so that jit knows it again."""
+
+  def value(fitted, features, weights, impression, slate) -> Outcome:
+    logits = _predict(model, fitted, features, impression.request, slate)
+    return _outcome(evaluators.values(logits, slate, weights))
+
+  return value
 
 
 def label_gains(impression: Impression) -> Array:

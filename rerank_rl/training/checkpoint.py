@@ -12,10 +12,10 @@ import os
 import pathlib
 import shutil
 from typing import Any
+import zlib
 
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -24,24 +24,17 @@ from rerank_rl import config as config_lib
 _META = "meta.json"
 
 
-@jax.jit
-def _checksums(tree):
-  """u32[leaves]: for each leaf, sum over its bytes of (byte + 1) * weight.
+def _checksums(tree: Any) -> list[int]:
+  """CRC-32 of each leaf's bytes, however it is spread over devices."""
 
-  Weights are odd, so that a change of one byte always shows; integer sums do
-  not depend on order, hence not on how an array is spread over devices.
-  """
+  def whole(leaf):
+    if isinstance(leaf, jax.Array) and not (
+      leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
+      leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.ascontiguousarray(leaf)
 
-  def one(leaf):
-    if leaf.dtype == bool:
-      leaf = leaf.astype(jnp.uint8)
-    data = jax.lax.bitcast_convert_type(leaf, jnp.uint8).reshape(-1)
-    place = jnp.arange(data.size, dtype=jnp.uint32) * np.uint32(2654435761)
-    weight = (place ^ (place >> np.uint32(15))) | np.uint32(1)
-    one = (data.astype(jnp.uint32) + np.uint32(1)) * weight
-    return one.sum(dtype=jnp.uint32)
-
-  return jnp.stack([one(leaf) for leaf in jax.tree.leaves(tree)])
+  return [zlib.crc32(whole(leaf).data) for leaf in jax.tree.leaves(tree)]
 
 
 def _signature(tree: Any) -> str:
@@ -106,11 +99,12 @@ class Checkpoints:
     self._checkpointer.save_checkpointables_async(
       step,
       {
-        "arrays": {"tree": tree, "checksums": _checksums(tree)},
+        "arrays": {"tree": tree},
         "progress": {
           "text": text,
           "hash": config_lib.fingerprint(text),
           "signature": _signature(tree),
+          "checksums": _checksums(tree),
         },
       },
       force=True,
@@ -147,18 +141,10 @@ class Checkpoints:
         "types than this run's; use another workdir or remove "
         f"{self._folder}."
       )
-    count = len(jax.tree.leaves(like))
-    mesh = jax.tree.leaves(like)[0].sharding.mesh
-    sums = jax.ShapeDtypeStruct(
-      (count,),
-      jnp.uint32,
-      sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
-    )
-    wanted = {"arrays": {"tree": like, "checksums": sums}}
-    arrays = self._read(step, wanted)["arrays"]
-    if not np.array_equal(arrays["checksums"], _checksums(arrays["tree"])):
+    tree = self._read(step, {"arrays": {"tree": like}})["arrays"]["tree"]
+    if _checksums(tree) != progress["checksums"]:
       raise self._damaged(step, "its arrays do not match their checksums")
-    return arrays["tree"], json.loads(progress["text"])
+    return tree, json.loads(progress["text"])
 
   def wait(self) -> None:
     """Waits until what was saved is on the disk."""
@@ -202,22 +188,6 @@ def _damaged_artifact(folder: pathlib.Path, reason: str) -> ValueError:
   )
 
 
-def _host_checksums(tree: Any) -> list[int]:
-  """`_checksums` as numbers; bytes, so that numpy keeps its 64 bits."""
-
-  def raw(leaf):
-    if isinstance(leaf, jax.Array) and not (
-      leaf.is_fully_addressable or leaf.is_fully_replicated
-    ):
-      return leaf
-    return np.frombuffer(np.asarray(leaf).tobytes(), np.uint8)
-
-  tree = jax.tree.map(raw, tree)
-  if not jax.tree.leaves(tree):
-    return []
-  return [int(x) for x in np.asarray(_checksums(tree))]
-
-
 def save_artifact(
   path: str | os.PathLike, tree: Any, meta: dict[str, Any]
 ) -> None:
@@ -234,7 +204,7 @@ def save_artifact(
   folder = pathlib.Path(path).absolute()
   old = _read_index(folder).get("arrays", "arrays-0")
   name = f"arrays-{int(old.rpartition('-')[2]) + 1}"
-  index = {"meta": meta, "arrays": name, "checksums": _host_checksums(tree)}
+  index = {"meta": meta, "arrays": name, "checksums": _checksums(tree)}
   ocp.save(folder / name, {"tree": tree}, overwrite=True)
   if jax.process_index() == 0:
     fresh = folder / f"{_META}.tmp"
@@ -272,7 +242,7 @@ def load_artifact(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
       lambda x: np.empty(x.shape, x.dtype), ocp.metadata(arrays).metadata
     )
     tree = ocp.load(arrays, like)["tree"]
-    intact = _host_checksums(tree) == index["checksums"]
+    intact = _checksums(tree) == index["checksums"]
   # As in Checkpoints._read: damage has many names.
   except Exception as error:
     raise _damaged_artifact(folder, str(error).split("\n")[0][:200]) from error

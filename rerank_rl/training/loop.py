@@ -22,7 +22,6 @@ from typing import Any
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -135,7 +134,7 @@ class _Fit:
 
   def __init__(self, state, mesh, config, folder, title, select, writer):
     self.state = state
-    self.best = None if select is None else jax.tree.map(jnp.copy, state.ema)
+    self.best = None if select is None else state_lib.copy(state.ema)
     self.mesh = mesh
     self.config = config
     self.title = title
@@ -218,7 +217,7 @@ class _Fit:
     self.writer.write(step, "valid", values)
     self.writer.log(self.title, step, values)
     if self.selection.better(values, self.progress):
-      self.best = jax.tree.map(jnp.copy, self.state.ema)
+      self.best = state_lib.copy(self.state.ema)
 
   def result(self) -> FitResult:
     """The stage's result."""

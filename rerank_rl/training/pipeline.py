@@ -1,6 +1,7 @@
 """One run, from data to report: the stages, strung together."""
 
 from collections.abc import Callable, Mapping
+from concurrent import futures
 import dataclasses
 import json
 import pathlib
@@ -10,15 +11,15 @@ from typing import Any
 from absl import logging
 import jax
 import numpy as np
+import scipy.special
 
 from rerank_rl.config import Config, ConfigError
 from rerank_rl.data import pipeline as data_pipeline
 from rerank_rl.evaluation import judge as judges
 from rerank_rl.evaluation import report
-from rerank_rl.models import evaluator as evaluators
 from rerank_rl.training import setting as settings
 from rerank_rl.training import systems
-from rerank_rl.training.setting import CHUNK, Setting, by_chunks, valuer
+from rerank_rl.training.setting import Setting, valuer
 from rerank_rl.training.stages import evaluators as evaluator_stage
 from rerank_rl.training.stages import ranker, rl, sft, tokenize
 from rerank_rl.types import Impression
@@ -73,8 +74,8 @@ def check(config: Config) -> None:
     rl.check(config)
 
 
-def prepare(config: Config, root: pathlib.Path, mesh=None) -> Setting:
-  """Runs or reloads every stage of a configuration.
+def begin(config: Config, root: pathlib.Path, mesh=None) -> Setting:
+  """Loads a configuration's data; `learn` does the rest.
 
   Args:
     config: the run's.
@@ -82,7 +83,10 @@ def prepare(config: Config, root: pathlib.Path, mesh=None) -> Setting:
     mesh: devices; None = all.
 
   Returns:
-    The Setting that the last stage left.
+    A Setting without artifacts.
+
+  Raises:
+    ConfigError: see `check`; weights that do not fit the data's signals.
   """
   check(config)
   setting = settings.start(config, root, mesh)
@@ -96,10 +100,13 @@ def prepare(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   splits["train"] = data_pipeline.feedback_control(
     splits["train"], config.data.feedback, config.seed
   )
-  setting = dataclasses.replace(
-    setting, dataset=dataclasses.replace(setting.dataset, splits=splits)
-  )
-  for stage in config.stages:
+  dataset = dataclasses.replace(setting.dataset, splits=splits)
+  return dataclasses.replace(setting, dataset=dataset)
+
+
+def learn(setting: Setting) -> Setting:
+  """Runs or reloads every stage; the Setting that the last one left."""
+  for stage in setting.config.stages:
     begin = time.monotonic()
     setting = STAGES[stage](setting)
     timing = {**setting.timing, stage: time.monotonic() - begin}
@@ -189,12 +196,8 @@ def _calibrations(setting: Setting, test: Impression) -> Mapping[str, dict]:
   out = {}
   features = setting.catalogue.features
   for name, (model, fitted) in setting.judges.items():
-    predict = jax.jit(
-      lambda f, x, model=model: jax.nn.sigmoid(
-        evaluators.predict(model, f, features, x.request, x.slate[:, None])
-      )[:, 0]
-    )
-    p = by_chunks(lambda x, f=fitted, g=predict: g(f, x), CHUNK, test)
+    logits = evaluator_stage.predict(model, fitted, features, test)
+    p = scipy.special.expit(logits)
     for i, signal in enumerate(setting.dataset.signals):
       out[f"evaluator {name.upper()}, {signal}"] = judges.calibration(
         p[..., i], test.feedback[..., i], test.slate >= 0
@@ -230,6 +233,14 @@ def run(
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     (workdir / "config.json").write_text(text, encoding="utf-8")
-  setting = prepare(config, artifacts)
+  setting = begin(config, artifacts)
+  # What the world knows hangs on no stage: one process makes it meanwhile.
+  bounds = None
+  if setting.world is not None and jax.process_count() == 1:
+    pool = futures.ThreadPoolExecutor(1)
+    bounds = pool.submit(systems.bounds, setting, setting.world)
+  setting = learn(setting)
+  if bounds is not None:
+    bounds.result()
   logging.info("judging on the test split")
   return evaluate(setting, workdir, command)

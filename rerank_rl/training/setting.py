@@ -190,10 +190,17 @@ def local(tree: Any) -> Any:
 
 def valuer(reward: rewards.Reward) -> Callable[[Impression, Array], np.ndarray]:
   """A reward as (impressions, slate i32[n, K]) -> f32[n], by chunks."""
-  value = jax.jit(lambda r, x, slate: r(x, slate[:, None]).reward[:, 0])
   return lambda x, slate: by_chunks(
-    lambda a, b: value(reward, a, b), CHUNK, x, np.asarray(slate)
+    lambda a, b: _value(reward, a, b), CHUNK, x, np.asarray(slate)
   )
+
+
+_greedy = jax.jit(sample.greedy, static_argnums=0)
+
+
+@jax.jit
+def _value(reward, impressions, slate):
+  return reward(impressions, slate[:, None]).reward[:, 0]
 
 
 def greedy_ranker(
@@ -201,12 +208,13 @@ def greedy_ranker(
 ) -> Callable[[Any, Impression], np.ndarray]:
   """(params, impressions) -> greedy slates i32[n, K] of the policy."""
   policy = setting.policy
-  rank = jax.jit(lambda p, c, r: sample.greedy(policy, p, c, r))
 
   def ranker(params: Any, impressions: Impression) -> np.ndarray:
     params = local(params)
     return by_chunks(
-      lambda r: rank(params, setting.catalogue, r), CHUNK, impressions.request
+      lambda r: _greedy(policy, params, setting.catalogue, r),
+      CHUNK,
+      impressions.request,
     )
 
   return ranker

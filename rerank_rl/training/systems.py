@@ -128,8 +128,7 @@ def _bounds(world: World, seed: int, impressions: Impression) -> Slates:
   key = jax.random.key(seed)
   request = impressions.request
   return {
-    "bayes_pointwise": bayes.bayes_pointwise(world, request, key),
-    "bayes_list": bayes.bayes_list(world, request, key),
+    **bayes.slates(world, request, key),
     "optimum": utility.optimum(world, impressions.hidden, request.candidates),
   }
 

@@ -219,17 +219,34 @@ def _by_mean_utility(world, request, users) -> jax.Array:
   return jnp.stack(slate).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="rule")
-def _apply(rule, world, normaliser, request, key, rows):
+RULES = {"bayes_pointwise": _by_mean_relevance, "bayes_list": _by_mean_utility}
+
+
+@jax.jit
+def _apply(world, normaliser, request, key, rows):
   def one(request, row):
     users = posterior(world, normaliser, request, jax.random.fold_in(key, row))
-    return rule(world, request, users)
+    slates = [rule(world, request, users) for rule in RULES.values()]
+    return jnp.stack(slates)
 
   return jax.vmap(one)(request, rows)
 
 
-def _slates(rule, world, request, key) -> np.ndarray:
-  """`rule` on every request, a chunk at a time."""
+def slates(
+  world: world_lib.World, request: Request, key: Array
+) -> dict[str, np.ndarray]:
+  """What a reader of the posterior would show.
+
+  Args:
+    world: the truth; the users' vectors are not read.
+    request: B requests, each of at least K candidates.
+    key: a PRNG key.
+
+  Returns:
+    i32[B, K], positions in `request.candidates`: "bayes_pointwise", in the
+    order of posterior mean relevance; "bayes_list", list-greedy on the
+    posterior mean utility.
+  """
   fit_key, key = jax.random.split(key)
   normaliser = fit_normaliser(world, fit_key)
 
@@ -241,9 +258,9 @@ def _slates(rule, world, request, key) -> np.ndarray:
       scores=scores,
       size=candidates[:, 0],
     )
-    return _apply(rule, world, normaliser, known, key, rows)
+    return _apply(world, normaliser, known, key, rows)
 
-  return utility.chunked(
+  both = utility.chunked(
     part,
     CHUNK,
     request.history,
@@ -251,26 +268,4 @@ def _slates(rule, world, request, key) -> np.ndarray:
     request.scores,
     np.arange(len(request.candidates)),
   )
-
-
-def bayes_pointwise(
-  world: world_lib.World, request: Request, key: Array
-) -> np.ndarray:
-  """Candidates in the order of posterior mean relevance.
-
-  Args:
-    world: the truth; the users' vectors are not read.
-    request: B requests, each of at least K candidates.
-    key: a PRNG key.
-
-  Returns:
-    i32[B, K], positions in `request.candidates`.
-  """
-  return _slates(_by_mean_relevance, world, request, key)
-
-
-def bayes_list(
-  world: world_lib.World, request: Request, key: Array
-) -> np.ndarray:
-  """List-greedy on the posterior mean utility; as `bayes_pointwise`."""
-  return _slates(_by_mean_utility, world, request, key)
+  return {name: both[:, i] for i, name in enumerate(RULES)}

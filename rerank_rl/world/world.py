@@ -231,17 +231,17 @@ def impressions(
       f"a log of {count} requests over {len(order)} items with slates of"
       f" {size} is not possible; ask for >= 1 request and >= {size} items."
     )
-  chunk = min(count, CHUNK)
+  # Always whole chunks: a program for another size would cost more.
   parts = [
-    jax.device_get(_chunk(world, key, jnp.asarray(order), start, chunk))
-    for start in range(0, count, chunk)
+    jax.device_get(_chunk(world, key, jnp.asarray(order), start))
+    for start in range(0, count, CHUNK)
   ]
   return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _chunk(world, key, order, start, size):
-  rows = start + jnp.arange(size)
+@jax.jit
+def _chunk(world, key, order, start):
+  rows = start + jnp.arange(CHUNK)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
   return jax.vmap(functools.partial(_impression, world, order))(keys)
 

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
   jax.config.update("jax_enable_x64", kind == "parity")
   made = config(kind)
   if kind == "parity":
-    pipeline.prepare(made, pathlib.Path(root))
+    pipeline.learn(pipeline.begin(made, pathlib.Path(root)))
     return
   pipeline.run(
     dataclasses.replace(made, name="glorank_rl"),

@@ -111,7 +111,7 @@ def test_damage_is_named_or_harmless(tmp_path, how):
 
 def test_a_flipped_bit_in_weights_is_seen(tmp_path):
   base = tree()
-  sums = np.asarray(checkpoint._checksums(base))
+  sums = checkpoint._checksums(base)
   names = [
     jax.tree_util.keystr(p)
     for p, _ in jax.tree_util.tree_leaves_with_path(base)
@@ -122,10 +122,10 @@ def test_a_flipped_bit_in_weights_is_seen(tmp_path):
     changed = data.copy()
     changed.view(np.uint8).reshape(-1)[byte] ^= 1 << byte % 8
     other = checkpoint._checksums({"noise": changed})
-    assert int(other[0]) != sums[at]
+    assert other[0] != sums[at]
   # And it does not depend on the devices.
   alone = jax.device_put(base, jax.devices()[0])
-  np.testing.assert_array_equal(checkpoint._checksums(alone), sums)
+  assert checkpoint._checksums(alone) == sums
 
 
 def test_the_remedy_works(tmp_path):

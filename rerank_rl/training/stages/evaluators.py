@@ -1,11 +1,10 @@
 """Stage `evaluators`: list evaluators A, S and B on thirds of the log.
 
-A rewards, S selects, B only reports. They share no training row, no seed and
-not quite an architecture. Each is stopped by the log-loss of rows held out of
-its own third and then calibrated on them.
+A rewards, S selects, B only reports. They share no training row and no seed,
+and the judge B is another network than A and S. Each is stopped by the
+log-loss of rows held out of its own third and then calibrated on them.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -15,7 +14,8 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import scipy.optimize
+import scipy.special
 
 from rerank_rl.config import EvaluatorConfig, TrainConfig, fingerprint
 from rerank_rl.data import pipeline, schema
@@ -40,7 +40,7 @@ HELD_OUT = 20  # One row in so many stops and calibrates.
 # and whether feedback is factored into examination and click.
 KINDS = {
   "a": {"width": 1.0, "heads": 8, "rank": 16, "cascade": True},
-  "s": {"width": 0.75, "heads": 6, "rank": 12, "cascade": True},
+  "s": {"width": 1.0, "heads": 8, "rank": 16, "cascade": True},
   "b": {"width": 1.25, "heads": 4, "rank": 20, "cascade": False},
 }
 
@@ -91,32 +91,35 @@ def train_config(config: EvaluatorConfig, rows: int) -> TrainConfig:
   )
 
 
-def _step(model, tx, decay, features, state, batch, key):
-  """Binary cross-entropy of every shown position's signals."""
+@functools.cache
+def _learner(model: evaluators.ListEvaluator, config: TrainConfig):
+  """(optimiser, step); cached, so that equal networks compile once."""
+  tx = states.optimizer(config)
 
-  def loss(params):
-    total, count = evaluators.loss(model, params, features, batch, key)
-    return total / jnp.maximum(count, 1), (total, count)
+  def step(features, state, batch, key):
+    """Binary cross-entropy of every shown position's signals."""
 
-  grads, out = jax.grad(loss, has_aux=True)(state.params)
-  return states.apply_gradients(state, grads, tx, decay), {"loss": out}
+    def loss(params):
+      total, count = evaluators.loss(model, params, features, batch, key)
+      return total / jnp.maximum(count, 1), (total, count)
+
+    grads, out = jax.grad(loss, has_aux=True)(state.params)
+    return states.apply_gradients(state, grads, tx, config.ema), {"loss": out}
+
+  return tx, step
 
 
-def log_loss(model, features) -> Callable[[Any, Any], float]:
-  """(params, impressions) -> mean held-out log-loss of a signal."""
-  part = jax.jit(
-    lambda p, f, x: jax.vmap(
-      lambda row: jnp.stack(
-        evaluators.loss(model, p, f, jax.tree.map(lambda v: v[None], row))
-      )
-    )(x)
-  )
+_init = jax.jit(evaluators.init, static_argnums=(0, 4))
+_predict = jax.jit(evaluators.predict, static_argnums=0)
 
-  def mean(params, impressions) -> float:
-    sums = by_chunks(lambda x: part(params, features, x), CHUNK, impressions)
-    return float(sums[:, 0].sum() / sums[:, 1].sum())
 
-  return mean
+def predict(model, fitted, features, impressions) -> np.ndarray:
+  """Calibrated logits f32[n, K, S] of the slates that were shown."""
+  return by_chunks(
+    lambda x: _predict(model, fitted, features, x.request, x.slate[:, None]),
+    CHUNK,
+    impressions,
+  )[:, 0]
 
 
 def calibrate(logits: np.ndarray, impressions) -> tuple[Any, Any]:
@@ -129,32 +132,37 @@ def calibrate(logits: np.ndarray, impressions) -> tuple[Any, Any]:
   Returns:
     (scale f32[S], shift f32[S]).
   """
-  shown = jnp.asarray(impressions.slate >= 0)[..., None]
-  x, y = jnp.asarray(logits), jnp.asarray(impressions.feedback)
+  shown = impressions.slate >= 0
+  pairs = [
+    _calibrate(
+      logits[shown][:, i].astype(np.float64), impressions.feedback[shown][:, i]
+    )
+    for i in range(logits.shape[-1])
+  ]
+  scale, shift = np.array(pairs, np.float32).T
+  return jnp.asarray(scale), jnp.asarray(shift)
+
+
+def _calibrate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """(scale, shift) for one signal's logits f64[m], near (1, 0)."""
+  prior = np.array([1.0, 0.0])
 
   def loss(pair):
-    scale, shift = (v[None, None] for v in pair)
-    terms = optax.sigmoid_binary_cross_entropy(x * scale + shift, y)
-    prior = ((pair[0] - 1) ** 2).sum() + (pair[1] ** 2).sum()
-    return jnp.sum(terms * shown) / shown.sum() + 1e-4 * prior
+    z = x * pair[0] + pair[1]
+    value = np.mean(np.logaddexp(0, z) - y * z)
+    slope = scipy.special.expit(z) - y
+    grad = np.array([np.mean(slope * x), np.mean(slope)])
+    far = pair - prior
+    return value + 1e-4 * (far @ far), grad + 2e-4 * far
 
-  solver = optax.lbfgs()
-  ones = jnp.ones((logits.shape[-1],), x.dtype)
-  value_and_grad = optax.value_and_grad_from_state(loss)
+  return scipy.optimize.minimize(loss, prior, jac=True).x
 
-  def one(carry, _):
-    pair, state = carry
-    value, grad = value_and_grad(pair, state=state)
-    updates, state = solver.update(
-      grad, state, pair, value=value, grad=grad, value_fn=loss
-    )
-    return (optax.apply_updates(pair, updates), state), None
 
-  start = (ones, 0 * ones)
-  solve = jax.jit(
-    lambda p: jax.lax.scan(one, (p, solver.init(p)), None, length=30)
-  )
-  return solve(start)[0][0]
+def log_loss(logits: np.ndarray, impressions) -> float:
+  """Mean log-loss of a signal at a shown position; logits f32[n, K, S]."""
+  shown = impressions.slate >= 0
+  x, y = logits[shown].astype(np.float64), impressions.feedback[shown]
+  return float(np.mean(np.logaddexp(0, x) - y * x))
 
 
 def fit(setting: Setting, name: str) -> evaluators.Fitted:
@@ -165,17 +173,16 @@ def fit(setting: Setting, name: str) -> evaluators.Fitted:
   features = setting.catalogue.features
   key = setting.key(f"{STAGE}/{name}")
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
-  start = jax.jit(
-    functools.partial(evaluators.init, model, members=config.members)
-  )
-  fresh = start(key, features, example)
-  tx = states.optimizer(numbers)
-  loss = log_loss(model, features)
+  fresh = _init(model, key, features, example, config.members)
+  tx, step = _learner(model, numbers)
+
+  def shown(params):
+    fitted = fresh.replace(params=local(params))
+    return predict(model, fitted, features, held)
+
   out = loop.fit(
     states.create(fresh.params, tx),
-    jax.tree_util.Partial(
-      functools.partial(_step, model, tx, numbers.ema), features
-    ),
+    jax.tree_util.Partial(step, features),
     pipeline.batches(
       train,
       numbers.batch_size,
@@ -187,20 +194,14 @@ def fit(setting: Setting, name: str) -> evaluators.Fitted:
     key,
     folder=setting.folder(STAGE) / name,
     title=f"evaluator {name.upper()}",
-    evaluate=lambda params: {"log_loss": loss(local(params), held)},
+    evaluate=lambda params: {"log_loss": log_loss(shown(params), held)},
     select=("log_loss", False),
     mesh=setting.mesh,
   )
-  fitted = fresh.replace(params=local(out.best_params))
-  predict = jax.jit(functools.partial(evaluators.predict, model))
-  logits = by_chunks(
-    lambda x: predict(fitted, features, x.request, x.slate[:, None])[:, 0],
-    CHUNK,
-    held,
-  )
-  scale, shift = calibrate(logits, held)
+  scale, shift = calibrate(shown(out.best_params), held)
   logging.info("evaluator %s: scale %s, shift %s.", name, scale, shift)
-  return fitted.replace(scale=scale, shift=shift)
+  params = local(out.best_params)
+  return evaluators.Fitted(params, scale, shift)
 
 
 def run(setting: Setting) -> Setting:
