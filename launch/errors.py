@@ -2,7 +2,7 @@
 
 import sys
 
-from absl import logging
+from absl import flags, logging
 
 
 def run(app, main) -> None:
@@ -17,12 +17,28 @@ def run(app, main) -> None:
       main(argv)
     except (ValueError, OSError) as error:
       logging.debug("traceback", exc_info=True)
-      text = " ".join(str(error).split())
-      print(f"error: {text}", file=sys.stderr)
-      sys.exit(2)
+      _leave(str(error))
 
   # Orbax narrates every save; its warnings are enough.
   logging.get_absl_handler().addFilter(
     lambda record: record.levelno > 20 or "orbax" not in record.pathname
   )
-  app.run(guarded)
+  app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses the flags; a config file may fail in any way while it is read."""
+  try:
+    rest = flags.FLAGS(argv)
+  except Exception as error:
+    # A traceback inside the message ends with what went wrong.
+    _leave(str(error).strip().split("\n")[-1])
+  if flags.FLAGS.help:
+    print(flags.FLAGS.main_module_help())
+    sys.exit(0)
+  return rest
+
+
+def _leave(text: str):
+  print(f"error: {' '.join(text.split())}", file=sys.stderr)
+  sys.exit(2)

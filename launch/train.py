@@ -15,6 +15,7 @@ from rerank_rl.training import mesh, pipeline
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "What to run: configs/NAME.py or configs/NAME.py:variant."
 )
+flags.mark_flag_as_required("config")
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of this run.", required=True
 )
@@ -50,5 +51,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
   errors.run(app, main)

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
+
+
+def _within(default: Any, low: float, high: float = math.inf) -> Any:
+  """A field whose value must be in [low, high]."""
+  return dataclasses.field(default=default, metadata={"low": low, "high": high})
+
+
+_TINY = 1e-12  # The least value of what must be positive.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,20 +26,21 @@ class WorldConfig:
   """The synthetic world (docs/data.md). `seed=None` means `config.seed`."""
 
   seed: int | None = None
-  num_items: int = 2000
-  num_candidates: int = 50
-  slate_size: int = 6
-  fatigue: float = 2.5
-  contrast: float = 0.16
-  ranker_noise: float = 1.0
-  feature_noise: float = 0.1
-  num_topics: int = 20
-  latent_dim: int = 8
-  history_size: int = 20
-  num_train: int = 240_000
-  num_valid: int = 2_000
-  num_test: int = 2_000
-  cold_share: float = 0.05  # Items that no training request may hold.
+  num_items: int = _within(2000, 1)
+  num_candidates: int = _within(50, 1)
+  slate_size: int = _within(6, 1)
+  fatigue: float = _within(2.5, 0)
+  contrast: float = _within(0.16, 0)
+  ranker_noise: float = _within(1.0, 0)
+  feature_noise: float = _within(0.1, 0)
+  num_topics: int = _within(20, 2)
+  latent_dim: int = _within(8, 1)
+  history_size: int = _within(20, 1)
+  num_train: int = _within(240_000, 1)
+  num_valid: int = _within(2_000, 1)
+  num_test: int = _within(2_000, 1)
+  # Items that no training request may hold.
+  cold_share: float = _within(0.05, 0, 0.99)
   observed: bool = False  # The prompt holds exact latents, q, user vector.
 
 
@@ -48,9 +58,9 @@ class DataConfig:
 class TokenizerConfig:
   """Residual k-means."""
 
-  levels: int = 3
-  codes: int = 256
-  iterations: int = 25
+  levels: int = _within(3, 1)
+  codes: int = _within(256, 2)
+  iterations: int = _within(25, 1)
   balanced: bool = False
 
 
@@ -58,14 +68,14 @@ class TokenizerConfig:
 class EvaluatorConfig:
   """List evaluators A, S and B (one fit each, on disjoint thirds)."""
 
-  dim: int = 64
-  max_epochs: int = 5
-  batch_size: int = 256
-  learning_rate: float = 2e-3
-  weight_decay: float = 1e-2
-  dropout: float = 0.1
-  patience: int = 2
-  members: int = 1  # Ensemble size.
+  dim: int = _within(64, 1)
+  max_epochs: int = _within(5, 1)
+  batch_size: int = _within(256, 1)
+  learning_rate: float = _within(2e-3, _TINY)
+  weight_decay: float = _within(1e-2, 0)
+  dropout: float = _within(0.1, 0, 0.9)
+  patience: int = _within(2, 0)
+  members: int = _within(1, 1)  # Ensemble size.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +83,9 @@ class PolicyConfig:
   """The prefix-LM that writes slates."""
 
   head: str = "global"  # global | pointer | local_index
-  dim: int = 64
-  layers: int = 2
-  heads: int = 2
+  dim: int = _within(64, 1)
+  layers: int = _within(2, 1)
+  heads: int = _within(2, 1)
   dtype: str = "float32"
 
 
@@ -91,17 +101,18 @@ class RankerConfig:
 class TrainConfig:
   """One optimisation stage; every stage that learns has one."""
 
-  steps: int = 1000
-  batch_size: int = 64
-  learning_rate: float = 1e-3
-  warmup_steps: int = 50
-  weight_decay: float = 1e-4
-  clip_norm: float = 1.0
-  accumulate: int = 1
-  ema: float = 0.99
-  eval_every: int = 100
-  checkpoint_every: int = 100
-  patience: int = 0  # Evaluations without gain before stopping; 0 = never.
+  steps: int = _within(1000, 1)
+  batch_size: int = _within(64, 1)
+  learning_rate: float = _within(1e-3, _TINY)
+  warmup_steps: int = _within(50, 0)
+  weight_decay: float = _within(1e-4, 0)
+  clip_norm: float = _within(1.0, _TINY)
+  accumulate: int = _within(1, 1)
+  ema: float = _within(0.99, 0, 1 - 1e-9)
+  eval_every: int = _within(100, 1)
+  checkpoint_every: int = _within(100, 1)
+  # Evaluations without gain before stopping; 0 = never.
+  patience: int = _within(0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +120,8 @@ class DemoConfig:
   """Demonstrations that SFT clones."""
 
   rule: str = "greedy"  # draws | greedy | logged | relevant_first
-  samples: int = 16  # Lists that `draws` lets evaluator A choose from.
+  # Lists that `draws` lets evaluator A choose from.
+  samples: int = _within(16, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +132,12 @@ class RLConfig:
   credit: str = "group"
   objective: str = "clipped"
   reward: str = "evaluator"  # world | evaluator | labels
-  group: int = 16
-  temperature: float = 1.0
-  clip: float = 0.2
-  epochs: int = 1  # Gradient steps on each batch of rollouts.
-  kl: float = 0.01
-  entropy: float = 0.0
+  group: int = _within(16, 1)
+  temperature: float = _within(1.0, _TINY)
+  clip: float = _within(0.2, _TINY)
+  epochs: int = _within(1, 1)  # Gradient steps on each batch of rollouts.
+  kl: float = _within(0.01, 0)
+  entropy: float = _within(0.0, 0)
   biased_credit: bool = False
 
 
@@ -135,7 +147,7 @@ class Config:
 
   name: str = "glorank_rl"  # What reports call the run's own system.
   sft_name: str = "glorank_sft"
-  seed: int = 0
+  seed: int = _within(0, 0)
   protocol: str = "value"  # value | recovery | oracle
   stages: tuple[str, ...] = ("tokenizer", "evaluators", "sft", "rl")
   quick_compile: bool = False  # Slower programs, sooner: for runs of seconds.
@@ -183,7 +195,24 @@ def freeze(tree: Mapping[str, Any], kind: type = Config, at: str = "config"):
     else:
       value = _checked(value, old, f"{at}.{name}")
     values[name] = value
-  return kind(**values)
+  made = kind(**values)
+  check_bounds(made, at)
+  return made
+
+
+def check_bounds(config: Any, at: str) -> None:
+  """Raises ConfigError where a number is out of its field's bounds, or NaN.
+
+  Args:
+    config: one of the dataclasses above.
+    at: its path, for the message.
+  """
+  for field in dataclasses.fields(config):
+    value, bounds = getattr(config, field.name), field.metadata
+    if bounds and not bounds["low"] <= value <= bounds["high"]:
+      few = "above 0" if bounds["low"] == _TINY else f">= {bounds['low']}"
+      many = "" if bounds["high"] == math.inf else f" and <= {bounds['high']}"
+      raise ConfigError(f"{at}.{field.name}={value} must be {few}{many}.")
 
 
 def _checked(value: Any, old: Any, at: str) -> Any:

@@ -7,7 +7,6 @@ Python runs for each row but the few microseconds of its index.
 import grain
 import numpy as np
 
-from rerank_rl.config import ConfigError
 from rerank_rl.data.schema import num_rows, take
 from rerank_rl.types import PAD, Impression
 
@@ -70,6 +69,9 @@ def batches(
   return iter(stream.to_iter_dataset(options))
 
 
+FEEDBACK = ("logged", "shuffled", "constant")
+
+
 def feedback_control(columns: Impression, mode: str, seed: int) -> Impression:
   """Training columns whose feedback is real, shuffled or constant.
 
@@ -87,7 +89,7 @@ def feedback_control(columns: Impression, mode: str, seed: int) -> Impression:
     `columns` with another feedback f32[n, K, S]; 0 at padding as before.
 
   Raises:
-    ConfigError: another mode.
+    ValueError: another mode.
   """
   if mode == "logged":
     return columns
@@ -104,6 +106,4 @@ def feedback_control(columns: Impression, mode: str, seed: int) -> Impression:
       rows = np.flatnonzero(lengths == length)
       source[rows] = random.permutation(rows)
     return columns.replace(feedback=feedback[source])
-  raise ConfigError(
-    f"config.data.feedback={mode!r}; choose logged, shuffled or constant."
-  )
+  raise ValueError(f"feedback is {mode!r}, not one of {FEEDBACK}.")

@@ -330,12 +330,36 @@ def _prefix_mask(users: int, history: int, candidates: int) -> Array:
   return earlier | (same & (causal | (kind != 1)[:, None]))
 
 
+DTYPES = ("float32", "bfloat16", "float64")  # The last needs x64.
+
 # A head is a module; the tokens of pointer heads are positions.
 HEADS = {
   "global": SlateTransformer,
   "pointer": PointerTransformer,
   "local_index": LocalIndexTransformer,
 }
+
+
+def check(config: PolicyConfig) -> None:
+  """Refuses what no policy can be.
+
+  Raises:
+    ConfigError: an unknown head or type, or heads that do not divide the
+      width.
+  """
+  if config.head not in HEADS:
+    raise ConfigError(
+      f"config.policy.head={config.head!r}; choose from {', '.join(HEADS)}."
+    )
+  if config.dtype not in DTYPES:
+    raise ConfigError(
+      f"config.policy.dtype={config.dtype!r}; choose from {', '.join(DTYPES)}."
+    )
+  if config.dim % config.heads:
+    raise ConfigError(
+      f"config.policy.dim={config.dim} is not a multiple of "
+      f"config.policy.heads={config.heads}."
+    )
 
 
 @functools.cache
@@ -353,17 +377,9 @@ def make_policy(config: PolicyConfig, sizes: Sizes) -> Policy:
     A Policy.
 
   Raises:
-    ConfigError: an unknown head, or heads that do not divide the width.
+    ConfigError: see `check`.
   """
-  if config.head not in HEADS:
-    raise ConfigError(
-      f"config.policy.head={config.head!r}; choose from {', '.join(HEADS)}."
-    )
-  if config.dim % config.heads:
-    raise ConfigError(
-      f"config.policy.dim={config.dim} is not a multiple of "
-      f"config.policy.heads={config.heads}."
-    )
+  check(config)
   module = HEADS[config.head](config, sizes)
   L = module.tokens_per_item
 

@@ -71,12 +71,13 @@ class Tower(nn.Module):
 class Reader(nn.Module):
   """Reads the user from history, candidates and the ranker's scores.
 
-  With regressors phi, offsets and weights of the items, the posterior of a
-  linear-Gaussian user is the ridge solution
+  With regressors phi, offsets and weights of the items and a prior mean mu
+  from the user's features, the posterior of a linear-Gaussian user is the
+  ridge solution
 
     covariance = (Lambda + sum_{i in C, H} w_i phi_i phi_i')^-1
     mean = covariance (sum_{i in C} w_i (score_i - offset_i) phi_i
-                       + sum_{i in H} pull_i phi_i),
+                       + sum_{i in H} pull_i phi_i + Lambda mu),
 
   to which means over both sets are added through a small network.
   """
@@ -94,13 +95,16 @@ class Reader(nn.Module):
     offset, weight = shown.facts[..., :1], shown.facts[..., 1:2] * real
     pull, recall = past.facts[..., 2:3] * seen, past.facts[..., 3:] * seen
     ridge = self.param("ridge", nn.initializers.ones, (self.rank,))
+    ridge = nn.softplus(ridge)
     precision = (
       jnp.einsum("bnr,bnq->brq", shown.phi * weight, shown.phi)
       + jnp.einsum("bhr,bhq->brq", past.phi * recall, past.phi)
-      + jnp.diag(nn.softplus(ridge))[None]
+      + jnp.diag(ridge)[None]
     )
     moment = jnp.sum(shown.phi * weight * (score - offset), 1)
     moment = moment + jnp.sum(past.phi * pull, 1)
+    if request.user.shape[-1]:
+      moment = moment + ridge[None] * nn.Dense(self.rank)(request.user)
     covariance = _inverse(precision)
     mean = jnp.einsum("brq,bq->br", covariance, moment)
     parts = [

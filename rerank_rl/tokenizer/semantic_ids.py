@@ -347,7 +347,7 @@ def load(path: str | os.PathLike) -> tuple[Codebook, np.ndarray]:
       intact = False
   if not intact:
     raise ValueError(
-      f"{path} is not an intact tokenizer artifact; restore the file or fit"
+      f"{path} is not an intact tokenizer artifact; remove it to fit"
       " the tokenizer again."
     )
   return Codebook(centroids=arrays["centroids"]), arrays["sids"]

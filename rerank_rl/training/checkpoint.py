@@ -32,9 +32,9 @@ def _checksums(tree: Any) -> list[int]:
       leaf.is_fully_addressable or leaf.is_fully_replicated
     ):
       leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.ascontiguousarray(leaf)
+    return np.asarray(leaf)
 
-  return [zlib.crc32(whole(leaf).data) for leaf in jax.tree.leaves(tree)]
+  return [zlib.crc32(whole(leaf).tobytes()) for leaf in jax.tree.leaves(tree)]
 
 
 def _signature(tree: Any) -> str:

@@ -319,7 +319,7 @@ def fit(
       of another configuration, batches that end, a loss that is not finite.
     SystemExit: SIGTERM arrived; everything is saved (status 143).
   """
-  state_lib.check(config)
+  state_lib.check(config, title)
   if select is not None and evaluate is None:
     raise ValueError(f"{title} selects by {select[0]!r} but never evaluates.")
   folder = pathlib.Path(folder)

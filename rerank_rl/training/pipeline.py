@@ -14,9 +14,11 @@ import numpy as np
 import scipy.special
 
 from rerank_rl.config import Config, ConfigError
+from rerank_rl.data import load
 from rerank_rl.data import pipeline as data_pipeline
 from rerank_rl.evaluation import judge as judges
 from rerank_rl.evaluation import report
+from rerank_rl.models import policy
 from rerank_rl.training import setting as settings
 from rerank_rl.training import systems
 from rerank_rl.training.setting import Setting, valuer
@@ -70,8 +72,11 @@ def check(config: Config) -> None:
     )
   if "tokenizer" not in config.stages:
     raise ConfigError("config.stages needs 'tokenizer'.")
-  if "rl" in config.stages:
-    rl.check(config)
+  load.check(config)
+  policy.check(config.policy)
+  for name, stage in (("sft", sft), ("rl", rl), ("ranker", ranker)):
+    if name in config.stages:
+      stage.check(config)
 
 
 def begin(config: Config, root: pathlib.Path, mesh=None) -> Setting:
@@ -228,12 +233,11 @@ def run(
   Returns:
     The report's rows.
   """
-  check(config)
+  setting = begin(config, artifacts)
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     (workdir / "config.json").write_text(text, encoding="utf-8")
-  setting = begin(config, artifacts)
   # What the world knows hangs on no stage: one process makes it meanwhile.
   bounds = None
   if setting.world is not None and jax.process_count() == 1:

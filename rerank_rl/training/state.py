@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rerank_rl.config import ConfigError, TrainConfig
+from rerank_rl.config import ConfigError, TrainConfig, check_bounds
 
 
 @struct.dataclass
@@ -28,30 +28,14 @@ class TrainState:
   ema: Any
 
 
-def check(config: TrainConfig) -> None:
-  """Raises ConfigError for a TrainConfig that cannot be run."""
-  for name in (
-    "steps",
-    "batch_size",
-    "accumulate",
-    "eval_every",
-    "checkpoint_every",
-  ):
-    if getattr(config, name) < 1:
-      raise ConfigError(f"{name}={getattr(config, name)} must be at least 1.")
-  for name in ("learning_rate", "clip_norm"):
-    if not getattr(config, name) > 0:
-      raise ConfigError(f"{name}={getattr(config, name)} must be positive.")
-  for name in ("weight_decay", "patience", "warmup_steps"):
-    if getattr(config, name) < 0:
-      raise ConfigError(f"{name}={getattr(config, name)} must not be negative.")
+def check(config: TrainConfig, at: str) -> None:
+  """Raises ConfigError for a TrainConfig, called `at`, that cannot be run."""
+  check_bounds(config, at)
   if config.warmup_steps >= config.steps:
     raise ConfigError(
-      f"warmup_steps={config.warmup_steps} must be below "
+      f"{at}.warmup_steps={config.warmup_steps} must be below "
       f"steps={config.steps}; lower it or train longer."
     )
-  if not 0 <= config.ema < 1:
-    raise ConfigError(f"ema={config.ema} must be in [0, 1).")
 
 
 def optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -71,7 +55,7 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
   Raises:
     ConfigError: a value out of range.
   """
-  check(config)
+  check(config, "train")
   rate = optax.warmup_cosine_decay_schedule(
     init_value=0.0 if config.warmup_steps else config.learning_rate,
     peak_value=config.learning_rate,

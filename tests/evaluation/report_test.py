@@ -153,7 +153,7 @@ def test_table_of_every_metric_does_not_cut_a_number():
 class _Page(HTMLParser):
   """Checks nesting and collects what a reader's tools rely on."""
 
-  VOID = frozenset({"meta", "img", "source"})
+  VOID = frozenset({"meta", "img"})
 
   def __init__(self):
     super().__init__()
@@ -179,7 +179,7 @@ def test_page_is_self_contained_and_accessible(folder):
   assert not page.stack
   assert page.tags.count("table") == page.tags.count("caption") >= 5
   assert len(page.images) == 5  # Systems, deciles, calibration, two stages.
-  assert page.tags.count("source") == page.tags.count("figcaption") == 5
+  assert page.tags.count("figcaption") == 5
   assert all(len(image["alt"]) > 10 for image in page.images)
   assert all(link.startswith("data:image/png") for link in page.links)
   assert "http" not in text and "<script" not in text

@@ -115,13 +115,13 @@ def test_types_are_kept(wide):
 @pytest.mark.parametrize(
   "name, value, words",
   [
-    ("steps", 0, "steps=0 must be at least 1"),
+    ("steps", 0, "train.steps=0 must be >= 1"),
     ("eval_every", 0, "eval_every=0"),
     ("accumulate", 0, "accumulate=0"),
-    ("learning_rate", 0.0, "learning_rate=0.0 must be positive"),
-    ("clip_norm", float("nan"), "clip_norm=nan must be positive"),
+    ("learning_rate", 0.0, "learning_rate=0.0 must be above 0"),
+    ("clip_norm", float("nan"), "clip_norm=nan must be above 0"),
     ("weight_decay", -1.0, "weight_decay=-1.0"),
-    ("ema", 1.0, "ema=1.0 must be in"),
+    ("ema", 1.0, "ema=1.0 must be >= 0"),
     ("warmup_steps", 40, "warmup_steps=40 must be below steps=40"),
   ],
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rerank_rl.config import ConfigError
+from rerank_rl.config import Config, ConfigError
 from rerank_rl.models import rerankers
 from rerank_rl.simulation.reward import label_gains
 from rerank_rl.training import loop
@@ -29,6 +29,12 @@ from rerank_rl.types import Array, Impression
 
 STAGE = "ranker"
 TRADES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # MMR's, tuned on valid.
+
+
+def check(config: Config) -> None:
+  """Raises ConfigError: an unknown model, or numbers that cannot be run."""
+  _queries(config.ranker.name, 1)
+  states.check(config.sft, "config.sft")
 
 
 def _queries(name: str, slots: int) -> int:

@@ -94,6 +94,7 @@ def check(config: Config) -> None:
       "config.rl.reward='evaluator' needs the stage 'evaluators' in "
       "config.stages."
     )
+  states.check(config.rl_train, "config.rl_train")
   if rl.group < 2:
     raise ConfigError(
       f"config.rl.group={rl.group} gives no baseline; use at least 2."

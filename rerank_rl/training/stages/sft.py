@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.config import ConfigError
+from rerank_rl.config import Config, ConfigError
 from rerank_rl.data import pipeline
 from rerank_rl.decoding import list_search, sample
 from rerank_rl.models import evaluator as evaluators
@@ -131,6 +131,21 @@ def make_step(policy: Policy, tx, decay: float) -> Callable:
   return step
 
 
+def check(config: Config) -> None:
+  """Raises ConfigError: an unknown rule, or one without its evaluators."""
+  rule = config.demo.rule
+  if rule not in RULES:
+    raise ConfigError(
+      f"config.demo.rule={rule!r}; choose from {', '.join(RULES)}."
+    )
+  if rule in ("draws", "greedy") and "evaluators" not in config.stages:
+    raise ConfigError(
+      f"config.demo.rule={rule!r} asks evaluator A; add the stage 'evaluators' "
+      "to config.stages."
+    )
+  states.check(config.sft, "config.sft")
+
+
 def run(setting: Setting) -> Setting:
   """Learns, resumes or reloads the SFT policy.
 
@@ -141,19 +156,11 @@ def run(setting: Setting) -> Setting:
     With `params[config.sft_name]`.
 
   Raises:
-    ConfigError: an unknown rule, or one without its evaluators.
+    ConfigError: see `check`.
   """
   config = setting.config
+  check(config)
   rule = config.demo.rule
-  if rule not in RULES:
-    raise ConfigError(
-      f"config.demo.rule={rule!r}; choose from {', '.join(RULES)}."
-    )
-  if rule in ("draws", "greedy") and not setting.judges:
-    raise ConfigError(
-      f"config.demo.rule={rule!r} asks evaluator A; add the stage 'evaluators' "
-      "to config.stages."
-    )
   setting = setting.identified(
     STAGE,
     setting.identity["tokenizer"],

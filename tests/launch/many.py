@@ -1,0 +1,43 @@
+"""Runs launch.train once for every line of arguments, each in a fork.
+
+python -m tests.launch.many FOLDER < cases.json
+
+Imports are paid for once. For case i, FOLDER/i.txt gets what was printed; the
+exit statuses are printed as JSON.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+from absl import app
+
+from launch import errors, train
+
+
+def _one(argv: list[str], out: pathlib.Path) -> int:
+  child = os.fork()
+  if child:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  with out.open("w") as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+  sys.argv = ["train", *argv]
+  try:
+    errors.run(app, train.main)
+  except SystemExit as end:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(end.code or 0)
+  finally:
+    import traceback
+
+    traceback.print_exc()
+    os._exit(99)
+
+
+if __name__ == "__main__":
+  folder = pathlib.Path(sys.argv[1])
+  cases = json.load(sys.stdin)
+  print(json.dumps([_one(c, folder / f"{i}.txt") for i, c in enumerate(cases)]))

@@ -1,0 +1,208 @@
+"""launch.train: a mistake is one sentence, and leaves nothing behind."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+MAIN = "--config=configs/glorank_rl.py"
+
+# (flags, words of the message); --workdir is added.
+MISTAKES = (
+  ((), ("--config",)),
+  ((MAIN, "--nosuch=1"), ("nosuch",)),
+  ((MAIN, "extra"), ("'extra' is not a flag",)),
+  (("--config=configs/nope.py",), ("configs/nope.py",)),
+  (("--config=README.md",), ()),
+  ((MAIN + ":nosuch",), ("'nosuch' is unknown", "smoke")),
+  ((MAIN + ":smoke,nosuch",), ("'nosuch' is unknown",)),
+  ((MAIN + ":movielens_1m,oracle",), ("config.protocol='oracle'", "world")),
+  *(
+    ((MAIN, f"--config.{field}={value}"), (f"{field}={value}",))
+    for field, value in (
+      ("rl.group", "abc"),
+      ("rl.group", "1"),
+      ("rl.group", "0"),
+      ("rl.group", "-3"),
+      ("rl.clip", "0.0"),
+      ("rl.clip", "-1.0"),
+      ("rl.clip", "nan"),
+      ("rl.kl", "-0.1"),
+      ("rl.entropy", "nan"),
+      ("rl.temperature", "-1.0"),
+      ("rl.temperature", "0.0"),
+      ("rl.epochs", "0"),
+      ("sft.steps", "0"),
+      ("sft.steps", "-1"),
+      ("sft.batch_size", "0"),
+      ("sft.learning_rate", "nan"),
+      ("sft.learning_rate", "-0.1"),
+      ("sft.clip_norm", "0.0"),
+      ("sft.weight_decay", "-1.0"),
+      ("sft.ema", "1.0"),
+      ("sft.accumulate", "0"),
+      ("sft.eval_every", "0"),
+      ("sft.checkpoint_every", "0"),
+      ("sft.patience", "-1"),
+      ("sft.warmup_steps", "400"),
+      ("rl_train.warmup_steps", "200"),
+      ("rl_train.steps", "0"),
+      ("evaluators.dim", "0"),
+      ("evaluators.max_epochs", "0"),
+      ("evaluators.batch_size", "-8"),
+      ("evaluators.dropout", "1.5"),
+      ("evaluators.members", "0"),
+      ("tokenizer.levels", "0"),
+      ("tokenizer.codes", "1"),
+      ("tokenizer.iterations", "0"),
+      ("policy.dim", "0"),
+      ("policy.dim", "63"),
+      ("policy.layers", "-2"),
+      ("policy.heads", "0"),
+      ("world.num_items", "0"),
+      ("world.num_train", "0"),
+      ("world.num_test", "-5"),
+      ("world.slate_size", "0"),
+      ("world.slate_size", "51"),
+      ("world.cold_share", "1.0"),
+      ("world.ranker_noise", "-1.0"),
+      ("world.fatigue", "nan"),
+      ("world.num_topics", "1"),
+      ("world.latent_dim", "0"),
+      ("world.history_size", "0"),
+      ("demo.samples", "0"),
+      ("seed", "-1"),
+      ("seed", "1.5"),
+    )
+  ),
+  *(
+    ((MAIN, f"--config.{field}={value}"), (f"{field}='{value}'", "choose"))
+    for field, value in (
+      ("policy.head", "foo"),
+      ("policy.dtype", "float99"),
+      ("data.name", "foo"),
+      ("data.feedback", "foo"),
+      ("demo.rule", "zzz"),
+      ("protocol", "foo"),
+      ("rl.explore", "foo"),
+      ("rl.credit", "foo"),
+      ("rl.objective", "foo"),
+      ("rl.reward", "foo"),
+    )
+  ),
+  ((MAIN, "--config.nosuch=1"), ("nosuch",)),
+  ((MAIN, "--config.rl.nosuch=1"), ("nosuch",)),
+  ((MAIN, "--config.stages=('rl',)"), ("'rl' without 'sft'",)),
+  ((MAIN, "--config.stages=('tokenizer','sft')"), ("'evaluators'",)),
+  ((MAIN, "--config.stages=('sft','tokenizer')"), ("order",)),
+  ((MAIN, "--config.stages=('tokenizer','magic')"), ("'magic'",)),
+  ((MAIN, "--config.stages=('evaluators','sft')"), ("'tokenizer'",)),
+  ((MAIN, "--config.rl.explore=beam"), ("biased",)),
+  ((MAIN, "--config.rl.temperature=0.5"), ("biased",)),
+  ((MAIN, "--config.data.name=imported"), ("config.data.path",)),
+  (
+    (MAIN, "--config.data.name=imported", "--config.data.path=/nonexistent"),
+    ("/nonexistent",),
+  ),
+  (
+    (MAIN + ":kuairand_pure", "--config.data.path=/nonexistent"),
+    ("/nonexistent",),
+  ),
+  (
+    (MAIN + ":movielens_1m", "--config.data.path=/nonexistent"),
+    ("/nonexistent",),
+  ),
+  ((MAIN + ":kuairand_pure", "--config.rl.reward=world"), ("reward='world'",)),
+  ((MAIN + ":smoke", "--config.data.weights=(1.0,2.0)"), ("weights",)),
+  ((MAIN, "--num_processes=2"), ("coordinator",)),
+)
+
+
+def _run(cases, folder) -> tuple[list[int], list[str]]:
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.launch.many", str(folder)],
+    input=json.dumps(cases),
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=dict(os.environ, XLA_FLAGS=""),
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  texts = [(folder / f"{i}.txt").read_text() for i in range(len(cases))]
+  return json.loads(done.stdout), texts
+
+
+def _complaint(text: str) -> str:
+  """The only line that is not a log line."""
+  (line,) = [x for x in text.splitlines() if x.startswith("error: ")]
+  return line
+
+
+def test_every_mistake_is_one_sentence_and_leaves_nothing(tmp_path):
+  works = [tmp_path / f"work{i}" for i in range(len(MISTAKES))]
+  cases = [
+    [*flags, f"--workdir={work}"]
+    for (flags, _), work in zip(MISTAKES, works, strict=True)
+  ]
+  codes, texts = _run(cases, tmp_path)
+  for (flags, words), code, text, work in zip(
+    MISTAKES, codes, texts, works, strict=True
+  ):
+    assert code == 2, (flags, code, text[-2000:])
+    assert "Traceback" not in text, (flags, text)
+    line = _complaint(text)
+    assert len(line) < 500, line
+    assert all(word in line for word in words), (flags, line)
+    assert not work.exists(), (flags, list(work.rglob("*")))
+
+
+TINY = (
+  MAIN,
+  "--config.protocol=recovery",
+  "--config.stages=('tokenizer',)",
+  "--config.quick_compile=True",
+  "--config.world.num_items=60",
+  "--config.world.num_candidates=6",
+  "--config.world.slate_size=2",
+  "--config.world.num_train=64",
+  "--config.world.num_valid=8",
+  "--config.world.num_test=8",
+  "--config.tokenizer.codes=8",
+  "--config.tokenizer.iterations=2",
+)
+
+
+def test_what_is_damaged_is_named_and_the_remedy_works(tmp_path):
+  work = tmp_path / "work"
+  argv = [[*TINY, f"--workdir={work}"]]
+  (code,), (text,) = _run(argv, tmp_path)
+  assert code == 0, text[-3000:]
+  good = (work / "report.json").read_bytes()
+  (tokenizer,) = work.glob("tokenizer-*/tokenizer.npz")
+  (bounds,) = work.glob("bounds-*/meta.json")
+  for victim in (tokenizer, bounds):
+    data = victim.read_bytes()
+    victim.write_bytes(data[: len(data) // 2])
+    (code,), (text,) = _run(argv, tmp_path)
+    assert code == 2, text[-3000:]
+    assert "Traceback" not in text
+    line = _complaint(text)
+    assert str(victim.parent) in line and "remove" in line, line
+    assert (work / "report.json").read_bytes() == good
+    victim.unlink()
+  (code,), (text,) = _run(argv, tmp_path)
+  assert code == 0, text[-3000:]
+  assert (work / "report.json").read_bytes() == good
+
+
+@pytest.mark.parametrize("name", ("file", "file/below"))
+def test_a_workdir_that_is_a_file(tmp_path, name):
+  (tmp_path / "file").write_text("mine")
+  (code,), (text,) = _run([[*TINY, f"--workdir={tmp_path / name}"]], tmp_path)
+  assert code == 2 and "Traceback" not in text, text[-2000:]
+  assert str(tmp_path / "file") in _complaint(text)
+  assert (tmp_path / "file").read_text() == "mine"
