@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def _start(root, devices, *cluster):
   env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
-  env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+  env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
   argv = [sys.executable, "-m", "tests.end_to_end.micro", root, "parity"]
   return subprocess.Popen(
     [*argv, *map(str, cluster)],

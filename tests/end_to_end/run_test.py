@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def _start(root, cache):
   env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
-  env["XLA_FLAGS"] = ""
+  env["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"
   # Compiled programs are shared by the runs: only the work is repeated.
   env["JAX_COMPILATION_CACHE_DIR"] = str(cache)
   env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
