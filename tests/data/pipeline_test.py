@@ -117,5 +117,5 @@ def test_constant_feedback_is_the_mean_of_each_filled_position():
 def test_logged_feedback_is_untouched_and_other_modes_are_refused():
   columns = numbered(4)
   assert pipeline.feedback_control(columns, "logged", 0) is columns
-  with pytest.raises(ValueError, match="logged.*shuffled.*constant"):
+  with pytest.raises(ValueError, match=r"logged.*shuffled.*constant"):
     pipeline.feedback_control(columns, "fake", 0)
