@@ -53,6 +53,17 @@ def group(tree: TokenTree, outcome: Outcome) -> Credit:
   return spread(tree, normalise(outcome.reward))
 
 
+def centred(tree: TokenTree, outcome: Outcome) -> Credit:
+  """Group-relative without the division by std: A = R - mean R (Dr. GRPO).
+
+  A group's part in the gradient stays in proportion to what is at stake in
+  it, so that an entropy bonus can hold: divided by std, ever rarer and
+  smaller differences count as much as large ones, and sampling dies out.
+  """
+  reward = outcome.reward
+  return spread(tree, reward - reward.mean(axis=1, keepdims=True))
+
+
 def spread(tree: TokenTree, leaf: Array) -> Credit:
   """Puts leaf advantages f32[B, G] on the edges of their paths."""
   G = leaf.shape[1]

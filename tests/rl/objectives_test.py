@@ -44,6 +44,18 @@ def test_merged_and_unmerged_trees_give_one_gradient(objective):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_centred_credit_keeps_what_is_at_stake():
+  _, _, chains, outcome = _play()
+  given, usual = (f(chains, outcome) for f in (credit.centred, credit.group))
+  std = np.asarray(outcome.reward).std(axis=1, keepdims=True)
+  assert np.ptp(std) > 0.01
+  np.testing.assert_allclose(given.leaf, usual.leaf * (std + 1e-4), atol=1e-5)
+  for field in ("positive", "negative"):
+    np.testing.assert_allclose(
+      getattr(given, field), getattr(usual, field) * (std + 1e-4), atol=1e-5
+    )
+
+
 def test_clipped_equals_the_usual_minimum():
   policy, params, chains, outcome = _play()
   moved = jax.tree.map(lambda x: x * 1.05, params)

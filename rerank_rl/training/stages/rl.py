@@ -38,7 +38,7 @@ def _beam(policy, params, game, key, config):
 
 
 EXPLORE = {"chains": _chains, "beam": _beam}
-CREDIT = {"group": credit.group}
+CREDIT = {"centred": credit.centred, "group": credit.group}
 OBJECTIVE = {
   "clipped": objectives.clipped,
   "reinforce": objectives.reinforce,
@@ -49,6 +49,8 @@ REWARDS = ("world", "evaluator", "labels")
 # Compositions whose gradient means what its name says; anything else needs
 # `biased_credit=True`. A beam's leaves are not samples of the policy.
 LEGAL = {
+  ("chains", "centred", "clipped"),
+  ("chains", "centred", "reinforce"),
   ("chains", "group", "clipped"),
   ("chains", "group", "reinforce"),
   ("chains", "group", "reference"),
