@@ -21,6 +21,7 @@ TINY = {
   "world.num_train": 1024,
   "world.num_valid": 32,
   "world.num_test": 32,
+  "tokenizer.levels": 3,
   "tokenizer.codes": 8,
   "tokenizer.iterations": 3,
   "evaluators.max_epochs": 1,
