@@ -49,7 +49,6 @@ ORACLE = {
   "demo.rule": "logged",
   "sft.steps": 150,
   "rl.reward": "world",
-  "rl.credit": "centred",
   "rl.entropy": 0.01,
   "rl.kl": 0.0,  # The truth needs no leash.
   "rl_train.steps": 2400,

@@ -69,7 +69,7 @@ class EvaluatorConfig:
   """List evaluators A, S and B (one fit each, on disjoint thirds)."""
 
   dim: int = _within(64, 1)
-  max_epochs: int = _within(5, 1)
+  max_epochs: int = _within(3, 1)
   batch_size: int = _within(256, 1)
   learning_rate: float = _within(2e-3, _TINY)
   weight_decay: float = _within(1e-2, 0)
@@ -129,15 +129,15 @@ class RLConfig:
   """A method: explore x credit x objective x reward, and their numbers."""
 
   explore: str = "chains"
-  credit: str = "group"
+  credit: str = "centred"
   objective: str = "clipped"
   reward: str = "evaluator"  # world | evaluator | labels
   group: int = _within(16, 1)
   temperature: float = _within(1.0, _TINY)
   clip: float = _within(0.2, _TINY)
   epochs: int = _within(1, 1)  # Gradient steps on each batch of rollouts.
-  kl: float = _within(0.01, 0)
-  entropy: float = _within(0.0, 0)
+  kl: float = _within(0.003, 0)
+  entropy: float = _within(0.003, 0)
   biased_credit: bool = False
 
 
@@ -160,7 +160,7 @@ class Config:
   demo: DemoConfig = DemoConfig()
   sft: TrainConfig = TrainConfig(steps=400)
   rl: RLConfig = RLConfig()
-  rl_train: TrainConfig = TrainConfig(steps=200, batch_size=32, eval_every=50)
+  rl_train: TrainConfig = TrainConfig(steps=300, batch_size=32, eval_every=50)
 
 
 class ConfigError(ValueError):

@@ -10,7 +10,9 @@ from configs import common
 
 CHANGES = {
   "name": "goalrank",
+  "rl.credit": "group",
   "rl.objective": "reference",
+  "rl.entropy": 0.0,
 }
 
 
