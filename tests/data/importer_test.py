@@ -81,7 +81,8 @@ class App:
   def __init__(self, argv=("import_logs",)):
     self.argv = list(argv)
 
-  def run(self, main):
+  def run(self, main, flags_parser):
+    del flags_parser
     main(self.argv)
 
 

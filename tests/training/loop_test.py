@@ -224,7 +224,9 @@ def launch(*flags, devices=8, cache):
   """Starts the toy as a program."""
   environment = {
     **os.environ,
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    # The last flag wins; the rest is what this process compiles with.
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+    f"--xla_force_host_platform_device_count={devices}",
     "PYTHONPATH": str(ROOT),
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
