@@ -14,7 +14,7 @@ SMOKE = {
   "world.num_train": 4096,
   "world.num_valid": 32,
   "world.num_test": 32,
-  "tokenizer.codes": 16,
+  "tokenizer.codes": 64,
   "tokenizer.iterations": 5,
   "evaluators.max_epochs": 1,
   "evaluators.batch_size": 64,

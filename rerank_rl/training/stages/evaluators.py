@@ -5,10 +5,11 @@ and the judge B is another network than A and S. Each is stopped by the
 log-loss of rows held out of its own third and then calibrated on them.
 """
 
+from collections.abc import Hashable
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 from absl import logging
 import jax
@@ -174,7 +175,8 @@ def fit(setting: Setting, name: str) -> evaluators.Fitted:
   key = setting.key(f"{STAGE}/{name}")
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
   fresh = _init(model, key, features, example, config.members)
-  tx, step = _learner(model, numbers)
+  # Modules hash by their fields, which type checkers cannot see.
+  tx, step = _learner(cast(Hashable, model), numbers)
 
   def shown(params):
     fitted = fresh.replace(params=local(params))
