@@ -51,7 +51,7 @@ ORACLE = {
   "rl.reward": "world",
   "rl.entropy": 0.01,
   "rl.kl": 0.0,  # The truth needs no leash.
-  "rl_train.steps": 2400,
+  "rl_train.steps": 4000,
   "rl_train.batch_size": 64,
   "rl_train.learning_rate": 2e-3,
   "rl_train.eval_every": 200,
