@@ -33,7 +33,7 @@ class WorldConfig:
   contrast: float = _within(0.16, 0)
   ranker_noise: float = _within(1.0, 0)
   feature_noise: float = _within(0.1, 0)
-  num_topics: int = _within(20, 2)
+  num_topics: int = _within(20, 2)  # A user mixes two.
   latent_dim: int = _within(8, 1)
   history_size: int = _within(20, 1)
   num_train: int = _within(240_000, 1)

@@ -11,6 +11,7 @@ Shapes are those of `rerank_rl.types`; W prefixes or G slates a request,
 A similarity heads of E dimensions, R the rank of the ridge regression.
 """
 
+import functools
 from typing import Any
 
 import chex
@@ -294,6 +295,7 @@ def _pooled(fitted: Fitted, logits) -> jax.Array:
   return x * fitted.scale.reshape(lift) + fitted.shift.reshape(lift)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def predict(model, fitted, features, request, slate) -> jax.Array:
   """Calibrated logits f32[B, G, K, S] of slates i32[B, G, K]."""
   apply = lambda p: model.apply({"params": p}, features, request, slate)

@@ -53,15 +53,14 @@ def evaluator_reward(model, fitted, features: Array, weights) -> Reward:
   )
 
 
-_predict = jax.jit(evaluators.predict, static_argnums=0)
-
-
 @functools.cache
 def _evaluator(model) -> Callable[..., Outcome]:
   """One function for each network, so that jit knows it again."""
 
   def value(fitted, features, weights, impression, slate) -> Outcome:
-    logits = _predict(model, fitted, features, impression.request, slate)
+    logits = evaluators.predict(
+      model, fitted, features, impression.request, slate
+    )
     return _outcome(evaluators.values(logits, slate, weights))
 
   return value

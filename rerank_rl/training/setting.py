@@ -195,6 +195,7 @@ def valuer(reward: rewards.Reward) -> Callable[[Impression, Array], np.ndarray]:
   )
 
 
+# Jitted once a module, or every stage would compile anew.
 _greedy = jax.jit(sample.greedy, static_argnums=0)
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rerank_rl.config import ConfigError, WorldConfig
+from rerank_rl.config import ConfigError, WorldConfig, check_bounds
 from rerank_rl.types import PAD, Array, Impression, Request
 from rerank_rl.world import click_law
 
@@ -72,30 +72,17 @@ def gaussian(key: Array, shape: tuple[int, ...], dtype) -> jax.Array:
 
 def check(config: WorldConfig) -> None:
   """Raises ConfigError where no world can have these sizes."""
+  check_bounds(config, "config.world")
   if config.slate_size > config.num_candidates:
     raise ConfigError(
       f"config.world.slate_size={config.slate_size} exceeds"
       f" num_candidates={config.num_candidates}; lower it."
-    )
-  if not 0 <= config.cold_share < 1:
-    raise ConfigError(
-      f"config.world.cold_share={config.cold_share} is not in [0, 1)."
     )
   warm = config.num_items - int(config.cold_share * config.num_items)
   if warm < config.slate_size:
     raise ConfigError(
       f"config.world.num_items={config.num_items} leaves {warm} items for"
       f" training, fewer than slate_size={config.slate_size}; raise it."
-    )
-  for name in ("slate_size", "latent_dim", "history_size"):
-    if getattr(config, name) < 1:
-      raise ConfigError(
-        f"config.world.{name}={getattr(config, name)} is below 1."
-      )
-  if config.num_topics < 2:
-    raise ConfigError(
-      f"config.world.num_topics={config.num_topics} is below 2, the number"
-      " of topics that a user mixes."
     )
 
 

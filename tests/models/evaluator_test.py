@@ -15,7 +15,7 @@ WEIGHTS = (1.0, 1.0, 2.0)
 
 
 # Compiled once a shape: the tests' time is compilation.
-_predict = jax.jit(evaluator.predict, static_argnums=0)
+_predict = evaluator.predict
 _encode = jax.jit(evaluator.encode, static_argnums=0)
 _loss = jax.jit(evaluator.loss, static_argnums=0)
 

@@ -111,13 +111,14 @@ def _learner(model: evaluators.ListEvaluator, config: TrainConfig):
 
 
 _init = jax.jit(evaluators.init, static_argnums=(0, 4))
-_predict = jax.jit(evaluators.predict, static_argnums=0)
 
 
 def predict(model, fitted, features, impressions) -> np.ndarray:
   """Calibrated logits f32[n, K, S] of the slates that were shown."""
   return by_chunks(
-    lambda x: _predict(model, fitted, features, x.request, x.slate[:, None]),
+    lambda x: evaluators.predict(
+      model, fitted, features, x.request, x.slate[:, None]
+    ),
     CHUNK,
     impressions,
   )[:, 0]
