@@ -76,14 +76,14 @@ def chains(
   T = K * L
   fed = jnp.arange(T - 1)[None, None, None]
 
-  def choose(placed, rank, state, t):
+  def choose(placed, rank, state, t, uniform):
     slot, level = t // L, t % L
     at = jnp.full((B, group), slot, jnp.int32)
     legal = legality.alive(trie, placed, at, rules)
     first = legality.children(trie, legal, rank, level)
     logits = policy.logits(params, prompt, state, level)
     logp = legality.log_probs(logits, first)
-    rank, logq = _draw(jax.random.fold_in(key, t), logp, first, temperature)
+    rank, logq = _draw(uniform, logp, first, temperature)
     put = jnp.where(level == L - 1, rank, placed[:, :, slot])
     take = lambda x: jnp.take_along_axis(
       x, jnp.maximum(rank, 0)[..., None], axis=-1
@@ -92,22 +92,25 @@ def chains(
     record = jnp.where(rank >= 0, take(logp), 0), mean, take(logq)
     return placed.at[:, :, slot].set(put), rank, record
 
-  def token(carry, t):
+  def token(carry, xs):
     placed, rank, cache = carry
+    t, uniform = xs
     state, cache = policy.step(
       params, prompt, cache, rank[:, :, None], t - 1, t - 1, fed < t
     )
-    placed, rank, record = choose(placed, rank, state[:, :, 0], t)
+    placed, rank, record = choose(placed, rank, state[:, :, 0], t, uniform)
     return (placed, rank, cache), record
 
   placed = jnp.full((B, group, K), PAD, jnp.int32)
   rank = jnp.full((B, group), PAD, jnp.int32)
   root = prompt.root[:, None]
   root = jnp.broadcast_to(root, (B, group, root.shape[-1]))
+  uniform = jax.random.uniform(key, (T, B, group), root.dtype)
   # The first token is chosen from the prompt: T - 1 forward tokens.
-  placed, rank, first = choose(placed, rank, root, 0)
+  placed, rank, first = choose(placed, rank, root, 0, uniform[0])
   carry = placed, rank, policy.cache(prompt, group, T - 1)
-  (placed, _, _), rest = jax.lax.scan(token, carry, jnp.arange(1, T))
+  xs = jnp.arange(1, T), uniform[1:]
+  (placed, _, _), rest = jax.lax.scan(token, carry, xs)
   logp, mean, logq = (
     jnp.concatenate([a[None], b]).transpose(1, 2, 0)
     for a, b in zip(first, rest, strict=True)
@@ -122,13 +125,23 @@ def chains(
   )
 
 
-def _draw(key: Array, logp: Array, first: Array, temperature: float):
-  """A legal rank of each row of f32[B, G, N], PAD if none, and log q."""
+def _draw(uniform: Array, logp: Array, first: Array, temperature: float):
+  """A legal rank of each row of f32[B, G, N], PAD if none, and log q.
+
+  By the inverse of the distribution function: one number f32[B, G] a chain,
+  where Gumbels would need N.
+  """
   if temperature == 0:
     logq, score = jnp.full_like(logp, jnp.nan), logp
   else:
-    logq = legality.log_probs(logp / temperature, first)
-    score = logq + jax.random.gumbel(key, logp.shape, logp.dtype)
+    logq = logp
+    if temperature != 1:
+      logq = legality.log_probs(logp / temperature, first)
+    mass = jnp.where(first, jnp.exp(logq), 0)
+    # A product is quicker than a scan over the few ranks.
+    upto = jnp.triu(jnp.ones((mass.shape[-1],) * 2, mass.dtype))
+    below = jnp.matmul(mass, upto, precision="highest")
+    score = (below > uniform[..., None] * below[..., -1:]).astype(mass.dtype)
   score = jnp.where(first, score, 2 * legality.NEGATIVE)
   best = jnp.where(first.any(-1), jnp.argmax(score, axis=-1), PAD)
   return best.astype(jnp.int32), logq

@@ -30,14 +30,14 @@ class Prompt:
 
   Attributes:
     root: f32[B, d], state from which the first token is chosen.
-    memory: KeyValue f32[layers, B, H, P, dh].
+    memory: a KeyValue f32[B, H, P, dh] a layer.
     mask: bool[B, P], real prompt tokens.
     inputs: f32[B, N, L, d], by rank, what feeding the level's token adds.
     keys: f32[B, L, N, d], by rank, output embedding of the level's token.
   """
 
   root: Array
-  memory: KeyValue
+  memory: tuple[KeyValue, ...]
   mask: Array
   inputs: Array
   keys: Array
@@ -57,7 +57,7 @@ class Policy(NamedTuple):
     logits: (params, prompt, state f32[B, X, d], level) -> f32[B, X, N] by
       rank; `level` may be traced.
     score: (params, prompt, ranks i32[B, G, K]) -> f32[B, G, K, L, N].
-    cache: (prompt, C, S) -> KeyValue of zeros.
+    cache: (prompt, C, S) -> KeyValue f32[B, C, H, S, dh] a layer, zeros.
   """
 
   levels: int
@@ -414,9 +414,11 @@ def make_policy(config: PolicyConfig, sizes: Sizes) -> Policy:
     return _score(params, prompt, ranks, step, logits, L)
 
   def cache(prompt, C, S):
-    layers, B, H, _, dh = prompt.memory.key.shape
-    zeros = jnp.zeros((layers, B, C, H, S, dh), prompt.memory.key.dtype)
-    return KeyValue(zeros, zeros)
+    def empty(there):
+      B, H, _, dh = there.shape
+      return jnp.zeros((B, C, H, S, dh), there.dtype)
+
+    return jax.tree.map(empty, prompt.memory)
 
   return Policy(
     L,

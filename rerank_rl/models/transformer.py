@@ -15,11 +15,14 @@ from rerank_rl.types import Array
 
 @struct.dataclass
 class KeyValue:
-  """Keys and values of all layers.
+  """Keys and values of one layer.
+
+  A stack's are a tuple, one a layer: stacked in one array they would be
+  copied at every token instead of written in place.
 
   Attributes:
-    key: f32[layers, ..., H, S, dh].
-    value: f32[layers, ..., H, S, dh].
+    key: f32[..., H, S, dh].
+    value: f32[..., H, S, dh].
   """
 
   key: Array
@@ -69,44 +72,44 @@ class Block(nn.Module):
     """Self-attention over x f32[B, P, d] under mask bool[B, P, P].
 
     Returns:
-      (x, key f32[B, H, P, dh], value).
+      (x, KeyValue f32[B, H, P, dh]).
     """
     query, key, value = self._project(x)
     scale = (self.dim // self.heads) ** -0.5
     share = jax.nn.softmax(attend(query, key, mask[:, None], scale))
-    return self._finish(x, share @ value), key, value
+    return self._finish(x, share @ value), KeyValue(key, value)
 
   def extend(self, x, prompt, prompt_mask, cache, at, mask):
     """Attends to the shared prompt and to the request's own caches.
 
     Args:
       x: f32[B, C, Q, d], new tokens.
-      prompt: (key, value) f32[B, H, P, dh], never repeated over C.
+      prompt: KeyValue f32[B, H, P, dh], never repeated over C.
       prompt_mask: bool[B, P].
-      cache: (key, value) f32[B, C, H, S, dh], or None: the new tokens alone.
+      cache: KeyValue f32[B, C, H, S, dh], or None: the new tokens alone.
       at: where in S the new tokens' keys are written.
       mask: bool[B or 1, C or 1, Q, S], own tokens that each query sees.
 
     Returns:
-      (x, key f32[B, C, H, S, dh], value).
+      (x, KeyValue f32[B, C, H, S, dh]).
     """
     query, key, value = self._project(x)
     if cache is not None:
       where = (0, 0, 0, at, 0)
-      key = jax.lax.dynamic_update_slice(cache[0], key, where)
-      value = jax.lax.dynamic_update_slice(cache[1], value, where)
+      key = jax.lax.dynamic_update_slice(cache.key, key, where)
+      value = jax.lax.dynamic_update_slice(cache.value, value, where)
     scale = (self.dim // self.heads) ** -0.5
     B, C, H, Q, dh = query.shape
     # Fold C into the queries: one product with the prompt for all caches.
     folded = query.swapaxes(1, 2).reshape(B, H, C * Q, dh)
-    there = attend(folded, prompt[0], prompt_mask[:, None, None], scale)
+    there = attend(folded, prompt.key, prompt_mask[:, None, None], scale)
     there = there.reshape(B, H, C, Q, -1).swapaxes(1, 2)
     own = attend(query, key, mask[:, :, None], scale)
     share = jax.nn.softmax(jnp.concatenate([there, own], axis=-1))
-    there, own = jnp.split(share, [prompt[0].shape[2]], axis=-1)
-    folded = there.swapaxes(1, 2).reshape(B, H, C * Q, -1) @ prompt[1]
+    there, own = jnp.split(share, [prompt.key.shape[2]], axis=-1)
+    folded = there.swapaxes(1, 2).reshape(B, H, C * Q, -1) @ prompt.value
     mixed = folded.reshape(B, H, C, Q, dh).swapaxes(1, 2) + own @ value
-    return self._finish(x, mixed), key, value
+    return self._finish(x, mixed), KeyValue(key, value)
 
 
 class Transformer(nn.Module):
@@ -127,25 +130,19 @@ class Transformer(nn.Module):
     )
 
   def encode(self, x, mask):
-    """x f32[B, P, d], mask bool[B, P, P] -> (normed x, KeyValue)."""
-    pairs = []
+    """x f32[B, P, d], mask bool[B, P, P] -> (normed x, KeyValue a layer)."""
+    memory = []
     for block in self.blocks:
-      x, key, value = block.encode(x, mask)
-      pairs.append((key, value))
-    return self.norm(x), _stack(pairs)
+      x, own = block.encode(x, mask)
+      memory.append(own)
+    return self.norm(x), tuple(memory)
 
   def extend(self, x, prompt, prompt_mask, cache, at, mask):
-    """x f32[B, C, Q, d] -> (normed x, KeyValue); see `Block.extend`."""
-    pairs = []
-    for i, block in enumerate(self.blocks):
-      own = None if cache is None else (cache.key[i], cache.value[i])
-      x, key, value = block.extend(
-        x, (prompt.key[i], prompt.value[i]), prompt_mask, own, at, mask
-      )
-      pairs.append((key, value))
-    return self.norm(x), _stack(pairs)
-
-
-def _stack(pairs):
-  keys, values = zip(*pairs, strict=True)
-  return KeyValue(jnp.stack(keys), jnp.stack(values))
+    """x f32[B, C, Q, d] -> (normed x, KeyValue a layer); see `Block`."""
+    if cache is None:
+      cache = [None] * self.layers
+    new = []
+    for block, there, own in zip(self.blocks, prompt, cache, strict=True):
+      x, own = block.extend(x, there, prompt_mask, own, at, mask)
+      new.append(own)
+    return self.norm(x), tuple(new)
