@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from rerank_rl.config import Config
 
@@ -91,8 +91,8 @@ def build(changes: dict, variant: str = "") -> ConfigDict:
     ValueError: an unknown variant.
   """
   config = ConfigDict(dataclasses.asdict(Config()), convert_dict=True)
-  # None may become a number, and () a longer tuple.
-  config.world = ConfigDict(config.world, type_safe=False)
+  # None may become a number, by a flag too, and () a longer tuple.
+  config.world.seed = config_dict.placeholder(int)
   config.data = ConfigDict(config.data, type_safe=False)
   _update(config, changes)
   for name in filter(None, variant.split(",")):
