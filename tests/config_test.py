@@ -1,8 +1,11 @@
 """freeze: typed, or one sentence."""
 
 import dataclasses
+import operator
 import pathlib
 
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 import pytest
 
 from configs import common
@@ -107,3 +110,25 @@ def test_fingerprints_tell_configs_apart():
   one, two = config_lib.TrainConfig(), config_lib.TrainConfig(steps=7)
   assert config_lib.fingerprint(one) == config_lib.fingerprint(one)
   assert config_lib.fingerprint(one) != config_lib.fingerprint(two)
+
+
+def _leaves(config, at="config"):
+  for name, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from _leaves(value, f"{at}.{name}")
+    else:
+      yield f"{at}.{name}", value
+
+
+@pytest.mark.parametrize(
+  "field, value", list(_leaves(common.build({}))), ids=str
+)
+def test_every_field_can_be_set_by_a_flag(field, value):
+  given = 3 if value is None else value
+  path = ROOT / "configs/glorank_rl.py"
+  argv = ["x", f"--config={path}", f"--{field}={given}"]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  values(argv)
+  made = config_lib.freeze(values.config.to_dict())
+  assert operator.attrgetter(field.removeprefix("config."))(made) == given
