@@ -160,7 +160,7 @@ class Config:
   demo: DemoConfig = DemoConfig()
   sft: TrainConfig = TrainConfig(steps=400)
   rl: RLConfig = RLConfig()
-  rl_train: TrainConfig = TrainConfig(steps=300, batch_size=32, eval_every=50)
+  rl_train: TrainConfig = TrainConfig(steps=200, batch_size=32, eval_every=50)
 
 
 class ConfigError(ValueError):

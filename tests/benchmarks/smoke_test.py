@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import common, decode, learner
+from benchmarks import common, decode, learner, legality, permutation
 from rerank_rl.models.policy import Sizes
+from rerank_rl.types import PAD, Request
 
 TINY = common.Setting(
   dim=8,
@@ -49,3 +50,39 @@ def test_flops_count_the_matrix_products():
   x = np.ones((8, 16), np.float32)
   y = np.ones((16, 4), np.float32)
   assert common.flops(lambda a, b: a @ b, x, y) == 2 * 8 * 16 * 4
+
+
+def _two_requests(slates, **rules):
+  """Faults of slates of up to 3 slots for 2 requests with 3 candidates."""
+  request = Request(
+    user=np.zeros((2, 0)),
+    history=np.zeros((2, 1), np.int32),
+    candidates=np.array([[5, 7, 9, PAD], [5, 7, PAD, PAD]]),
+    scores=np.zeros((2, 4)),
+    size=np.array([3, 2]),
+  )
+  return legality.faults(np.array(slates), request, **rules).tolist()
+
+
+def test_every_fault_of_a_slate_is_counted():
+  assert _two_requests([[2, 0, 1], [1, 0, PAD]]) == [False, False]
+  assert _two_requests([[2, 0, 0], [1, 1, PAD]]) == [True, True]  # Twice.
+  assert _two_requests([[2, 0, 3], [2, 0, PAD]]) == [True, True]  # Foreign.
+  assert _two_requests([[2, 0, PAD], [0, 1, 0]]) == [True, True]  # Length.
+  rules = dict(
+    pins=np.array([[PAD, 0, PAD], [PAD, PAD, PAD]]),
+    groups=np.array([[0, 1, 1, 0], [2, 2, 0, 0]]),
+    limit=np.array([1, 1]),
+  )
+  assert _two_requests([[2, 0, PAD], [1, PAD, PAD]], **rules) == [False] * 2
+  assert _two_requests([[0, 2, PAD], [1, 0, PAD]], **rules) == [True] * 2
+
+
+def test_order_changes_local_indices_alone(monkeypatch, capsys):
+  monkeypatch.setattr(permutation, "SAMPLES", 40)
+  rows = permutation.run(TINY)
+  (same, _), moved, bound = rows["global"]
+  assert same == 0 and moved < 1e-6 and np.isnan(bound)
+  (changed, total), moved, bound = rows["local_index"]
+  assert changed > 0.2 * total and moved > 1e-3 and bound > 1 - 1e-6
+  assert "Permuted" in capsys.readouterr().out
