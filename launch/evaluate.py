@@ -5,7 +5,7 @@ import pathlib
 
 from absl import app, flags, logging
 
-from launch import errors
+from launch import devices, errors
 from rerank_rl import config as config_lib
 from rerank_rl.evaluation import report
 from rerank_rl.training import pipeline
@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
   config = config_lib.freeze(
     json.loads((workdir / "config.json").read_text(encoding="utf-8"))
   )
+  if config.quick_compile:  # So that the figures are the run's, to the bit.
+    devices.quick_compile()
   old = json.loads((workdir / report.REPORT).read_text(encoding="utf-8"))
   artifacts = pathlib.Path(_ARTIFACTS.value or workdir)
   setting = pipeline.learn(pipeline.begin(config, artifacts))

@@ -112,9 +112,9 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> Setting:
 def learn(setting: Setting) -> Setting:
   """Runs or reloads every stage; the Setting that the last one left."""
   for stage in setting.config.stages:
-    begin = time.monotonic()
+    start = time.monotonic()
     setting = STAGES[stage](setting)
-    timing = {**setting.timing, stage: time.monotonic() - begin}
+    timing = {**setting.timing, stage: time.monotonic() - start}
     setting = dataclasses.replace(setting, timing=timing)
   return setting
 
@@ -135,9 +135,9 @@ def compare(
   todo |= systems.learnt(setting, impressions)
   seconds = {}
   for name, rank in todo.items():
-    begin = time.monotonic()
+    start = time.monotonic()
     slates[name] = rank()
-    seconds[f"rank/{name}"] = time.monotonic() - begin
+    seconds[f"rank/{name}"] = time.monotonic() - start
   if setting.world is not None:
     slates |= systems.bounds(setting, setting.world)
   return slates, seconds
@@ -156,7 +156,7 @@ def evaluate(
   Returns:
     The report's rows.
   """
-  begin = time.monotonic()
+  start = time.monotonic()
   dataset, config = setting.dataset, setting.config
   test = dataset.splits["test"]
   slates, seconds = compare(setting)
@@ -179,7 +179,7 @@ def evaluate(
     warm=dataset.warm,
   )
   rows = judges.summarise(judged, config.seed)
-  timing = {**setting.timing, **seconds, "report": time.monotonic() - begin}
+  timing = {**setting.timing, **seconds, "report": time.monotonic() - start}
   if jax.process_index() == 0:
     report.write(
       folder,
