@@ -41,6 +41,7 @@ ORACLE = {
   "world.latent_dim": 4,
   "world.num_candidates": 6,
   "world.slate_size": 3,
+  "world.history_size": 1,  # All is observed: history tells nothing.
   "world.num_train": 60_000,
   "world.num_valid": 1000,
   "world.cold_share": 0.0,
@@ -51,7 +52,7 @@ ORACLE = {
   "rl.reward": "world",
   "rl.entropy": 0.01,
   "rl.kl": 0.0,  # The truth needs no leash.
-  "rl_train.steps": 4000,
+  "rl_train.steps": 1500,
   "rl_train.batch_size": 64,
   "rl_train.learning_rate": 2e-3,
   "rl_train.eval_every": 200,

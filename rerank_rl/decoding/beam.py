@@ -105,9 +105,10 @@ def _branch(policy, params, game, beams, t, rules, key):
   k, level = t // policy.levels, t % policy.levels
   slot = jnp.full((B, W), k, jnp.int32)
   alive = legality.alive(game.trie, beams.placed, slot, rules)
-  first = legality.children(game.trie, alive, beams.rank, level)
-  logits = policy.logits(params, game.prompt, beams.state, level)
-  logp = legality.log_probs(logits, first)
+  items = legality.under(game.trie, alive, beams.rank, level)
+  first = legality.children(game.trie, items, level)
+  scores = policy.logits(params, game.prompt, beams.state, level)
+  logp = legality.log_probs(game.trie, scores, items, first, level)
   N = logp.shape[-1]
   # A beam with nothing left to place goes on, once, without a token.
   some = first.any(-1, keepdims=True)

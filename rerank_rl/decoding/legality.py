@@ -4,7 +4,8 @@ A request's items sorted by semantic ID form a trie in which every prefix is
 an interval of ranks. A rank is an item's place in that order; a token at
 level l is stood for by the first legal rank of its run. So a distribution
 over legal tokens is a distribution over at most N ranks, and the next prefix
-is the run that was chosen: no table of V codes is ever built.
+is the run that was chosen: no table of V codes is ever built. A token's
+probability is the sum over the legal items that it leads to.
 
 Letters: X states of a request (rollouts, or rollouts times slots).
 """
@@ -105,8 +106,8 @@ def alive(
   return legal
 
 
-def children(trie: Trie, legal: Array, rank: Array, level: Array) -> Array:
-  """Legal next tokens, each stood for by the first legal rank of its run.
+def under(trie: Trie, legal: Array, rank: Array, level: Array) -> Array:
+  """Legal items that the current prefix leads to.
 
   Args:
     trie: the requests' items.
@@ -115,35 +116,78 @@ def children(trie: Trie, legal: Array, rank: Array, level: Array) -> Array:
     level: i32[], level of the token to choose; may be traced.
 
   Returns:
-    bool[B, X, N], True at one rank a legal token.
+    bool[B, X, N] over ranks.
   """
-  N = legal.shape[-1]
-  place = jnp.arange(N)[None, None]
+  place = jnp.arange(legal.shape[-1])[None, None]
   safe, above = jnp.maximum(rank, 0), jnp.maximum(level - 1, 0)
   low = jnp.take_along_axis(trie.start[:, above], safe, axis=1)
   high = jnp.take_along_axis(trie.stop[:, above], safe, axis=1)
-  under = (place >= low[..., None]) & (place < high[..., None])
-  legal = legal & ((level == 0) | (under & (rank >= 0)[..., None]))
-  # How many of a rank's own run come before it and are legal; a product,
-  # which is quicker than a scan over the few ranks. Counts are exact.
-  ahead = trie.start[:, level][..., None] <= place
-  ahead &= place < jnp.arange(N)[None, :, None]
-  count = jnp.einsum(
-    "bxj,bij->bxi", legal.astype(jnp.float32), ahead.astype(jnp.float32)
+  inside = (place >= low[..., None]) & (place < high[..., None])
+  return legal & ((level == 0) | (inside & (rank >= 0)[..., None]))
+
+
+def _by_run(x: Array, mask: Array) -> Array:
+  """Sums f32[B, X, N] over the ranks j that mask bool[B, i, j] gives to i.
+
+  A product is quicker than scans over the few ranks, and has no order.
+  """
+  return jnp.einsum(
+    "bxj,bij->bxi", x, mask.astype(x.dtype), precision="highest"
   )
-  return legal & (count == 0)
 
 
-def log_probs(logits: Array, first: Array) -> Array:
-  """Log-probabilities renormalised over the legal tokens.
+def children(trie: Trie, items: Array, level: Array) -> Array:
+  """Legal next tokens, each stood for by the first legal rank of its run.
 
   Args:
-    logits: f32[..., N] by rank; ranks of one run share their token's logit.
-    first: bool[..., N], from `children`.
+    trie: the requests' items.
+    items: bool[B, X, N] over ranks, from `under`.
+    level: i32[], level of the token to choose; may be traced.
 
   Returns:
-    f32[..., N]; NEGATIVE where not legal, 0 everywhere if nothing is.
+    bool[B, X, N], True at one rank a legal token.
   """
+  place = jnp.arange(items.shape[-1])
+  ahead = trie.start[:, level][..., None] <= place[None, None]
+  ahead &= (place[None] < place[:, None])[None]
+  return items & (_by_run(items.astype(jnp.float32), ahead) == 0)
+
+
+def log_probs(
+  trie: Trie, scores: Array, items: Array, first: Array, level: Array
+) -> Array:
+  """Log-probabilities of the legal tokens: each is worth its items.
+
+    p(token | prefix) = sum_{i legal under prefix, token} exp(score_i)
+                        / sum_{i legal under prefix} exp(score_i)
+
+  A prefix is as good as the best that it still leads to, not as the mean.
+
+  Args:
+    trie: the requests' items.
+    scores: f32[B, X, N] by rank.
+    items: bool[B, X, N], from `under`.
+    first: bool[B, X, N], from `children`.
+    level: i32[], level of the token to choose; may be traced.
+
+  Returns:
+    f32[B, X, N]; NEGATIVE where not legal, 0 everywhere if nothing is. No
+    legal token falls below the logarithm of the type's least number.
+  """
+  start = trie.start[:, level]
+  same = start[:, :, None] == start[:, None]
+  masked = jnp.where(items, scores, NEGATIVE)
+  top = jax.lax.stop_gradient(masked.max(-1, keepdims=True))
+  mass = jnp.where(items, jnp.exp(masked - top), 0)
+  tiny = jnp.finfo(scores.dtype).tiny
+  run = jnp.log(jnp.maximum(_by_run(mass, same), tiny))
+  logp = run - jnp.log(jnp.maximum(mass.sum(-1, keepdims=True), tiny))
+  logp = jnp.where(first, logp, NEGATIVE)
+  return jnp.where(first.any(-1, keepdims=True), logp, 0.0)
+
+
+def renormalise(logits: Array, first: Array) -> Array:
+  """Log-softmax f32[..., N] over `first`, NEGATIVE elsewhere; 0 if none."""
   masked = jnp.where(first, logits, NEGATIVE)
   logp = jnp.where(first, jax.nn.log_softmax(masked, axis=-1), NEGATIVE)
   return jnp.where(first.any(-1, keepdims=True), logp, 0.0)

@@ -80,9 +80,10 @@ def chains(
     slot, level = t // L, t % L
     at = jnp.full((B, group), slot, jnp.int32)
     legal = legality.alive(trie, placed, at, rules)
-    first = legality.children(trie, legal, rank, level)
-    logits = policy.logits(params, prompt, state, level)
-    logp = legality.log_probs(logits, first)
+    items = legality.under(trie, legal, rank, level)
+    first = legality.children(trie, items, level)
+    scores = policy.logits(params, prompt, state, level)
+    logp = legality.log_probs(trie, scores, items, first, level)
     rank, logq = _draw(uniform, logp, first, temperature)
     put = jnp.where(level == L - 1, rank, placed[:, :, slot])
     take = lambda x: jnp.take_along_axis(
@@ -136,7 +137,7 @@ def _draw(uniform: Array, logp: Array, first: Array, temperature: float):
   else:
     logq = logp
     if temperature != 1:
-      logq = legality.log_probs(logp / temperature, first)
+      logq = legality.renormalise(logp / temperature, first)
     mass = jnp.where(first, jnp.exp(logq), 0)
     # A product is quicker than a scan over the few ranks.
     upto = jnp.triu(jnp.ones((mass.shape[-1],) * 2, mass.dtype))

@@ -33,7 +33,7 @@ class Prompt:
     memory: a KeyValue f32[B, H, P, dh] a layer.
     mask: bool[B, P], real prompt tokens.
     inputs: f32[B, N, L, d], by rank, what feeding the level's token adds.
-    keys: f32[B, L, N, d], by rank, output embedding of the level's token.
+    keys: f32[B, L, N, d], by rank, what scores the item at that level.
   """
 
   root: Array
@@ -54,8 +54,9 @@ class Policy(NamedTuple):
     prefill: (params, catalogue, request, order i32[B, N]) -> Prompt.
     step: (params, prompt, cache, rank i32[B, C, Q], t, at, mask) ->
       (state f32[B, C, Q, d], cache); feeds the token at depth t.
-    logits: (params, prompt, state f32[B, X, d], level) -> f32[B, X, N] by
-      rank; `level` may be traced.
+    logits: (params, prompt, state f32[B, X, d], level) -> f32[B, X, N], the
+      items' scores by rank, which `legality.log_probs` sums to tokens';
+      `level` may be traced.
     score: (params, prompt, ranks i32[B, G, K]) -> f32[B, G, K, L, N].
     cache: (prompt, C, S) -> KeyValue f32[B, C, H, S, dh] a layer, zeros.
   """
@@ -215,14 +216,13 @@ class SlateTransformer(nn.Module):
 
   def prompt(self, catalogue, request, order, tokens):
     """The `Prompt` of requests whose tokens by rank are i32[B, N, L]."""
-    N = order.shape[1]
     root, context, memory, real = self.encode(catalogue, request, order)
     return Prompt(
       root=root,
       memory=memory,
       mask=real,
       inputs=self._inputs(tokens, context),
-      keys=self._keys(tokens, context, order, real[:, -N - 1 : -1]),
+      keys=self._keys(tokens, context, order),
     )
 
   def _users(self, request, user):
@@ -240,19 +240,14 @@ class SlateTransformer(nn.Module):
     """What a token feeds: its code and, once complete, the item's state."""
     return self._embedded(tokens).at[:, :, -1].add(self.placed(context))
 
-  def _keys(self, tokens, context, order, real):
-    """Output embeddings: the code's, tied, plus what the request says of it.
+  def _keys(self, tokens, context, order):
+    """What items are scored by: the code's embedding, tied, and their state.
 
-    A code means the same in every request; the mean state of the candidates
-    that carry the prefix tells what it is worth in this one.
+    A code means the same in every request; the states of the candidates that
+    carry it tell what it is worth in this one.
     """
-    codes = tokens.swapaxes(1, 2)
-    same = jnp.cumprod(codes[:, :, None] == codes[..., None], axis=1)
-    both = real[:, None] & real[:, :, None]
-    share = jnp.where(both[:, None], same, 0).astype(context.dtype)
-    share /= jnp.maximum(share.sum(-1, keepdims=True), 1)
     bridged = jnp.einsum("bnd,lde->blne", context, self.bridge)
-    return self._embedded(tokens).swapaxes(1, 2) + share @ bridged
+    return self._embedded(tokens).swapaxes(1, 2) + bridged
 
   def extend(self, prompt, cache, rank, t, at, mask):
     """Feeds tokens; see `Policy.step`. t i32 broadcastable to rank."""
@@ -297,7 +292,7 @@ class PointerTransformer(SlateTransformer):
   def _inputs(self, tokens, context):
     return self.placed(context)[:, :, None]
 
-  def _keys(self, tokens, context, order, real):
+  def _keys(self, tokens, context, order):
     return context[:, None]
 
 
@@ -315,7 +310,7 @@ class LocalIndexTransformer(PointerTransformer):
   def _indexed(self, items, order):
     return items + self.index_in[order]
 
-  def _keys(self, tokens, context, order, real):
+  def _keys(self, tokens, context, order):
     return self.index_out[order][:, None]
 
 

@@ -67,9 +67,10 @@ def score_slates(
   rank = flat(ranks)
 
   def score(logits, level):
-    first = legality.children(trie, alive, rank, level)
-    first &= (rank >= 0)[..., None]
-    dist = legality.log_probs(logits, first)
+    items = legality.under(trie, alive, rank, level)
+    items &= (rank >= 0)[..., None]
+    first = legality.children(trie, items, level)
+    dist = legality.log_probs(trie, logits, items, first, level)
     # The token's run is represented by its first legal rank.
     start = jnp.take_along_axis(
       trie.start[:, level], jnp.maximum(rank, 0), axis=1

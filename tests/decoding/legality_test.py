@@ -49,7 +49,8 @@ def test_children_stand_one_for_each_legal_token():
   alive &= trie.real[:, None]
   rank = jnp.broadcast_to(jnp.arange(N), (B, N))
   for level in range(L):
-    first = np.asarray(legality.children(trie, alive, rank, level))
+    items = legality.under(trie, alive, rank, level)
+    first = np.asarray(legality.children(trie, items, level))
     for b in range(B):
       for x in range(N):
         if not trie.real[b, x]:
@@ -62,10 +63,48 @@ def test_children_stand_one_for_each_legal_token():
         assert not (first[b, x] & ~legal).any()
 
 
-def test_log_probs_ignore_what_is_illegal_and_survive_nothing_legal():
+def test_a_token_is_as_likely_as_the_legal_items_under_it():
+  trie, _, _ = _trie()
+  codes = np.asarray(trie.codes)
+  B, N, L = codes.shape
+  alive = jax.random.bernoulli(jax.random.key(0), 0.7, (B, N, N))
+  alive &= trie.real[:, None]
+  rank = jnp.broadcast_to(jnp.arange(N), (B, N))
+  scores = 5 * jax.random.normal(jax.random.key(1), (B, N, N))
+  for level in range(L):
+    items = legality.under(trie, alive, rank, level)
+    first = legality.children(trie, items, level)
+    logp = np.asarray(legality.log_probs(trie, scores, items, first, level))
+    worth = np.exp(np.asarray(scores, np.float64)) * np.asarray(items)
+    for b, x in zip(*np.nonzero(np.asarray(first).any(-1))):
+      for n in np.flatnonzero(first[b, x]):
+        mine = codes[b, :, level] == codes[b, n, level]
+        p = worth[b, x, mine].sum() / worth[b, x].sum()
+        np.testing.assert_allclose(logp[b, x, n], np.log(p), atol=1e-5)
+    assert (logp[~np.asarray(first)] <= 0).all()
+
+
+def test_log_probs_survive_nothing_legal_and_very_unlikely_tokens():
+  trie, _, _ = _trie()
+  B, N, _ = trie.codes.shape
+  none = jnp.zeros((B, 1, N), bool)
+  scores = jnp.zeros((B, 1, N)).at[..., 0].set(1e4)
+  assert (legality.log_probs(trie, scores, none, none, 0) == 0).all()
+
+  def total(scores):
+    items = jnp.broadcast_to(trie.real[:, None], none.shape)
+    first = legality.children(trie, items, 0)
+    logp = legality.log_probs(trie, scores, items, first, 0)
+    return jnp.where(first, logp, 0).sum()
+
+  value, grad = jax.value_and_grad(total)(scores)
+  assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+def test_renormalising_ignores_what_is_illegal():
   logits = jnp.array([[1.0, 50.0, 2.0], [0.0, 0.0, 0.0]])
   first = jnp.array([[True, False, True], [False, False, False]])
-  logp = legality.log_probs(logits, first)
+  logp = legality.renormalise(logits, first)
   expected = jax.nn.log_softmax(jnp.array([1.0, 2.0]))
   np.testing.assert_allclose(logp[0, jnp.array([0, 2])], expected, atol=1e-6)
   assert logp[0, 1] == legality.NEGATIVE
