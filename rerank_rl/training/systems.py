@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rerank_rl.data import pointwise, schema
 from rerank_rl.decoding import sample
+from rerank_rl.evaluation import judge as judges
 from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.setting import (
   CHUNK,
@@ -52,10 +54,11 @@ def popularity(setting: Setting) -> np.ndarray:
 
 
 def simple(setting: Setting, impressions: Impression) -> Slates:
-  """The ranker's order and popularity; both reversed on real data.
+  """The ranker's order and popularity; on real data, leak controls too.
 
-  The reversed rows are leak controls: a reversed order that recovers more
-  than chance would show that candidates were drawn by what they are scored.
+  Those are both orders reversed, which would recover more than chance if
+  candidates were drawn by what they are scored, and a logistic regression on
+  score and popularity, which is as well as a rival does that knows no item.
   """
   slots = setting.dataset.slate_size
   request = impressions.request
@@ -67,7 +70,29 @@ def simple(setting: Setting, impressions: Impression) -> Slates:
   if setting.world is None:
     out["ranker_reversed"] = by_score(-request.scores, impressions, slots)
     out["popularity_reversed"] = by_score(-popular, impressions, slots)
+    logits = _logistic(setting, request.scores, popular)
+    out["score_popularity_logistic"] = by_score(logits, impressions, slots)
   return out
+
+
+def _logistic(
+  setting: Setting, scores: np.ndarray, popular: np.ndarray
+) -> np.ndarray:
+  """Logits f64[n, N] of a click from score and log popularity alone."""
+  train = setting.dataset.splits["train"]
+  count = schema.num_rows(train)
+  # A sample fits three numbers as well as all rows do.
+  train = schema.take(train, np.arange(0, count, max(1, count // 10_000)))
+  request = train.request
+  real = request.candidates != PAD
+  known = popularity(setting)[np.maximum(request.candidates, 0)]
+  rows, slots = np.nonzero(train.slate != PAD)
+  known[rows, train.slate[rows, slots]] -= 1  # The row's own slate.
+  weights = pointwise.fit_logistic(
+    np.stack([request.scores[real], np.log1p(known[real])], 1),
+    judges.logged_relevance(train)[real],
+  )
+  return scores * weights[0] + np.log1p(popular) * weights[1]
 
 
 def beam_on_a(setting: Setting, impressions: Impression) -> np.ndarray:
