@@ -52,6 +52,8 @@ class DataConfig:
   path: str = ""
   feedback: str = "logged"  # logged | shuffled | constant (training only)
   weights: tuple[float, ...] = ()  # Utility of each signal; () = data's own.
+  # Of each split, evenly spaced in its order (time); 0 = all.
+  max_rows: int = _within(0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,20 @@
 """The data sets by name."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from types import MappingProxyType
 
+import numpy as np
+
 from rerank_rl.config import Config, ConfigError
-from rerank_rl.data import imported, kuairand, movielens, pipeline, synthetic
+from rerank_rl.data import (
+  imported,
+  kuairand,
+  movielens,
+  pipeline,
+  schema,
+  synthetic,
+)
 from rerank_rl.data.schema import Dataset
 from rerank_rl.world import world
 
@@ -37,8 +47,25 @@ def check(config: Config) -> None:
 def load(config: Config) -> Dataset:
   """Loads the data set that `config.data.name` names.
 
+  What a loader fits (scores, factors) is fitted on the whole training part,
+  `config.data.max_rows` or not.
+
   Raises:
     ConfigError: see `check`; what the set's own loader refuses.
   """
   check(config)
-  return LOADERS[config.data.name](config)
+  dataset = LOADERS[config.data.name](config)
+  if config.data.max_rows:
+    dataset = _thinned(dataset, config.data.max_rows)
+  return dataset
+
+
+def _thinned(dataset: Dataset, most: int) -> Dataset:
+  """At most `most` rows of each split, evenly spaced."""
+  splits, timestamps = {}, {}
+  for name, columns in dataset.splits.items():
+    count = schema.num_rows(columns)
+    rows = np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+    splits[name] = schema.take(columns, rows)
+    timestamps[name] = dataset.timestamps[name][rows]
+  return dataclasses.replace(dataset, splits=splits, timestamps=timestamps)
