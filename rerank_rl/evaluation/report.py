@@ -1,6 +1,7 @@
 """What a run leaves behind for readers, other programs and the console.
 
-  report.json     figures and intervals; equal runs give equal bytes
+  report.json     figures, intervals and what was seen on validation while
+                  learning; equal runs give equal bytes
   judgements.npz  one number a request, so that intervals of the difference
                   between two runs can be computed later
   timing.json     how long things took, apart because it never repeats
@@ -57,24 +58,25 @@ def write(
     rows: of `judge.summarise`, in the order in which to show them.
     judged: of `judge.judge`.
     timing: name -> seconds.
-    history: stage -> [{"step": 10, metric: value}], for the curves.
+    history: stage -> [{"step": 10, metric: value}], on validation.
     calibrations: title -> `judge.calibration`.
     deciles: title -> `judge.gap_by_decile`.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   facts = {"dataset": dataset, "protocol": protocol, "command": command}
+  seen = history or {}
   html = page.render(
     facts,
     rows,
-    history=history or {},
+    history=seen,
     calibrations=calibrations or {},
     deciles=deciles or {},
   )
   save_judgements(folder / JUDGEMENTS, judged)
   _place(folder / TIMING, _json(timing))
   _place(folder / PAGE, html.encode())
-  _place(folder / REPORT, _json(facts | {"rows": list(rows)}))
+  _place(folder / REPORT, _json(facts | {"rows": list(rows), "history": seen}))
 
 
 def save_judgements(

@@ -72,7 +72,8 @@ def folder(tmp_path_factory):
 def test_report_json(folder):
   text = (folder / report.REPORT).read_text()
   content = json.loads(text)
-  assert set(content) == {"dataset", "protocol", "command", "rows"}
+  facts = {"dataset", "protocol", "command", "rows", "history"}
+  assert set(content) == facts
   assert [row["system"] for row in content["rows"]] == [
     "ranker_order",
     "glorank_rl",

@@ -1,0 +1,103 @@
+"""Tables made from finished runs, against figures worked out by hand."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from benchmarks import reproduce
+from rerank_rl.evaluation import judge, report
+
+TABLE = reproduce.Table(
+  "A title",
+  "",
+  ("share", "evaluator_b"),
+  (reproduce.Row("glorank_rl", 3), reproduce.Row("baselines/prm", 2)),
+)
+FIRST = reproduce.FIRST_SEED
+
+
+def _run(out, row, seed, systems, history=()):
+  """Leaves a report behind: system -> true utility of every request."""
+  workdir, _ = reproduce.command(TABLE, row, seed, out, "t")
+  judged = {
+    name: {
+      "true_utility": np.asarray(worth, float),
+      "optimum": np.full(len(worth), 2.0),
+      "evaluator_b": np.asarray(worth, float) / 4,
+    }
+    for name, worth in systems.items()
+  }
+  report.write(
+    workdir,
+    dataset="world",
+    protocol="value",
+    command="",
+    rows=judge.summarise(judged, seed, resamples=10),
+    judged=judged,
+    timing={},
+    history={"rl": list(history)},
+  )
+
+
+def _cells(text, system):
+  line = next(x for x in text.splitlines() if x.startswith(f"| `{system}`"))
+  return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_shares_seeds_and_paired_differences(tmp_path):
+  own, rival = TABLE.rows
+  noise = np.random.default_rng(0).normal(size=(2, 400)) / 10
+  for i in range(2):
+    worth = 1.5 + noise[i]
+    _run(tmp_path, own, FIRST + i, {"glorank_rl": worth})
+    _run(tmp_path, rival, FIRST + i, {"prm": worth - 0.1 * (i + 1)})
+  text = reproduce.render("t", TABLE, tmp_path)
+  name, seeds, share, b, difference = _cells(text, "glorank_rl")
+  assert (name, seeds, difference) == ("`glorank_rl`", "2", "")
+  assert float(share.split(" ")[0]) == pytest.approx(0.75, abs=0.01)
+  assert float(b.split(" ")[0]) == pytest.approx(1.5 / 4, abs=0.01)
+  # .1 and .2 of an optimum of 2: .05 and .1, a t-interval with one degree.
+  mean, low, high = (
+    float(x.strip("[],")) for x in _cells(text, "prm")[-1].split()
+  )
+  assert mean == pytest.approx(0.075, abs=1e-3)
+  wide = 12.706 * 0.025
+  assert (low, high) == pytest.approx((mean - wide, mean + wide), abs=0.01)
+
+
+def test_runs_that_are_not_there_are_left_out(tmp_path):
+  text = reproduce.render("t", TABLE, tmp_path)
+  assert "glorank_rl`" not in text
+  assert "checkpoint" not in text
+
+
+def test_the_cost_of_selection(tmp_path):
+  seen = [
+    {"step": 0, "evaluator_s": 1.0, "true_utility": 1.0},
+    {"step": 1, "evaluator_s": 1.3, "true_utility": 1.9},
+    {"step": 2, "evaluator_s": 1.2, "true_utility": 2.0},
+  ]
+  _run(tmp_path, TABLE.rows[0], FIRST, {"glorank_rl": [1.0, 1.5]}, seen)
+  text = reproduce.render("t", TABLE, tmp_path)
+  assert text.endswith("(validation), by seed: 0.9500.")
+
+
+def test_a_table_is_replaced_in_its_place(tmp_path):
+  docs = tmp_path / "results.md"
+  for name, text in (("a", "one"), ("b", "two"), ("a", "three")):
+    reproduce.write(docs, name, text)
+  text = docs.read_text()
+  assert "one" not in text
+  assert text.index("three") < text.index("two")
+  assert text.count("<!--") == 4
+
+
+def test_every_table_names_configs_and_its_own_system():
+  for name, table in reproduce.TABLES.items():
+    names = [row.config.split("/")[-1] for row in table.rows]
+    assert table.own in names, name
+    for row in table.rows:
+      _, argv = reproduce.command(table, row, 1, pathlib.Path("x"), name)
+      config = argv[3].removeprefix("--config=").split(":")[0]
+      assert pathlib.Path(config).exists(), config
