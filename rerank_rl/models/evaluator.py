@@ -214,17 +214,20 @@ class ListEvaluator(nn.Module):
     weight = jnp.exp(logits)[None, None] * earlier[:, :, None]
     total = jnp.sum(weight, -1, keepdims=True)
     weight = weight / jnp.maximum(total, _FLOOR)
-    shape = (*above.mask.shape[:2], *target.key.shape[2:])
-    likeness = jnp.einsum(
-      "bwtae,bwjae->bwatj", jnp.broadcast_to(target.key, shape), above.key
-    )
     value = self.value(above.code)
     value = value.reshape(*value.shape[:-1], self.heads, 2)
     mean = jnp.einsum("bwatj,bwjac->bwtac", weight, value)
     mean = mean.reshape(*mean.shape[:3], -1)
-    mean = jnp.broadcast_to(mean, (*shape[:3], mean.shape[-1]))
-    near = jnp.sum(weight * nn.relu(likeness), -1).swapaxes(2, 3)
-    like = jnp.sum(weight * likeness, -1).swapaxes(2, 3)
+    shape = (*above.mask.shape[:2], *target.key.shape[2:])
+    key = jnp.broadcast_to(target.key, shape)
+    near = like = 0.0
+    # Slot by slot: sums over so short an axis are slow on CPU.
+    for j in range(above.mask.shape[-1]):
+      cosine = jnp.einsum("bwtae,bwae->bwta", key, above.key[:, :, j])
+      share = weight[..., j].swapaxes(2, 3)
+      near = near + share * nn.relu(cosine)
+      like = like + share * cosine
+    mean = jnp.broadcast_to(mean, (*near.shape[:3], mean.shape[-1]))
     return jnp.concatenate([near, like, mean], -1)
 
 
