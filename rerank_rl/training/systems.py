@@ -1,6 +1,7 @@
 """Every system that a report compares: (setting) -> its slates on a split."""
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 import jax
@@ -166,8 +167,8 @@ def learnt(setting: Setting, impressions: Impression) -> dict[str, Callable]:
     if "ranker" in config.stages and name == config.name:
       rank = ranker_stage.slates(setting)
       if config.ranker.mmr:
-        trade = ranker_stage.tuned_trade(setting, params)
-        rank = ranker_stage.slates(setting, trade)
+        trade = ranker_stage.tuned_trade(setting, params, rank)
+        rank = functools.partial(rank, trade=trade)
     else:
       rank = greedy_ranker(setting)
     out[name] = lambda rank=rank, params=params: rank(params, impressions)

@@ -1,39 +1,20 @@
 """One device, eight, two processes: one result, and one checkpoint format."""
 
-import os
 import pathlib
 import shutil
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 from rerank_rl.training import checkpoint
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import programs
 
 
 def _start(root, devices, *cluster):
-  env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
-  env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
-  argv = [sys.executable, "-m", "tests.end_to_end.micro", root, "parity"]
-  return subprocess.Popen(
-    [*argv, *map(str, cluster)],
-    env=env,
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
+  return programs.start(
+    "tests.end_to_end.micro", root, "parity", *cluster, devices=devices
   )
-
-
-def _finish(*runs):
-  for run in runs:
-    text, _ = run.communicate(timeout=600)
-    assert run.returncode == 0, text[-3000:]
 
 
 def _params(root, stage):
@@ -41,20 +22,14 @@ def _params(root, stage):
   return checkpoint.load_artifact(folder)[0]
 
 
-def _free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
   folder = tmp_path_factory.mktemp("parity")
   roots = {name: str(folder / name) for name in ("one", "eight", "two")}
-  _finish(_start(roots["one"], 1))
-  _finish(_start(roots["eight"], 8))
-  port = _free_port()
-  _finish(*(_start(roots["two"], 1, port, 2, p) for p in range(2)))
+  programs.finish(_start(roots["one"], 1))
+  programs.finish(_start(roots["eight"], 8))
+  port = programs.free_port()
+  programs.finish(*(_start(roots["two"], 1, port, 2, p) for p in range(2)))
   return roots
 
 
@@ -82,5 +57,5 @@ def test_a_checkpoint_moves_from_two_processes_to_one(runs, tmp_path):
   (rl / "meta.json").unlink()
   last = max((rl / "checkpoints").iterdir(), key=lambda p: int(p.name))
   shutil.rmtree(last)
-  _finish(_start(str(root), 1))
+  programs.finish(_start(str(root), 1))
   assert _close(_params(runs["one"], "rl"), _params(root, "rl")) < 1e-9

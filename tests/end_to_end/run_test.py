@@ -6,44 +6,25 @@ import pathlib
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from rerank_rl.evaluation import report
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import programs
 
 
 def _start(root, cache):
-  env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
-  env["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"
-  # Compiled programs are shared by the runs: only the work is repeated.
-  env["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-  env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-  return subprocess.Popen(
-    [sys.executable, "-m", "tests.end_to_end.micro", str(root), "whole"],
-    env=env,
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-
-
-def _finish(run):
-  text, _ = run.communicate(timeout=900)
-  assert run.returncode == 0, text[-3000:]
+  return programs.start("tests.end_to_end.micro", root, "whole", cache=cache)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run")
-  _finish(_start(folder / "calm", folder / "cache"))
+  programs.finish(_start(folder / "calm", folder / "cache"))
   begin = time.monotonic()
-  _finish(_start(folder / "warm", folder / "cache"))
+  programs.finish(_start(folder / "warm", folder / "cache"))
   return folder, time.monotonic() - begin
 
 
@@ -93,14 +74,14 @@ def test_killed_anywhere_the_run_ends_the_same(undisturbed):
   folder, seconds = undisturbed
   root = folder / "killed"
   moments = random.Random(0)
-  for _ in range(3):
+  for _ in range(int(os.environ.get("KILLS", "3"))):
     run = _start(root, folder / "cache")
     try:
       run.wait(timeout=moments.uniform(0.2, 0.9) * seconds)
     except subprocess.TimeoutExpired:
       run.send_signal(signal.SIGKILL)
       run.communicate()
-  _finish(_start(root, folder / "cache"))
+  programs.finish(_start(root, folder / "cache"))
   _same(folder / "calm", root)
 
 
@@ -110,5 +91,5 @@ def test_a_finished_run_does_no_work_again(undisturbed):
     p: p.stat().st_mtime_ns for p in (folder / "warm").glob("*-*/**/*")
   }
   before = files()
-  _finish(_start(folder / "warm", folder / "cache"))
+  programs.finish(_start(folder / "warm", folder / "cache"))
   assert files() == before

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 
 from absl import app
 
@@ -24,17 +25,16 @@ def _one(argv: list[str], out: pathlib.Path) -> int:
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
   sys.argv = ["train", *argv]
+  status = 99  # Neither an end nor a refusal.
   try:
     errors.run(app, train.main)
   except SystemExit as end:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(end.code or 0)
-  finally:
-    import traceback
-
+    status = end.code or 0
+  except BaseException:  # The fork must not go on as its parent.
     traceback.print_exc()
-    os._exit(99)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import chex
@@ -17,9 +13,8 @@ import pytest
 
 from rerank_rl.config import ConfigError
 from rerank_rl.training import mesh
+from tests import programs
 from tests.training import toy
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -220,27 +215,9 @@ def test_other_configuration_is_refused(undisturbed):
     toy.fit(undisturbed[0], config)
 
 
-def launch(*flags, devices=8, cache):
+def launch(*flags, **kwargs):
   """Starts the toy as a program."""
-  environment = {
-    **os.environ,
-    # The last flag wins; the rest is what this process compiles with.
-    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
-    f"--xla_force_host_platform_device_count={devices}",
-    "PYTHONPATH": str(ROOT),
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  return subprocess.Popen(
-    [sys.executable, "-m", "tests.training.toy", *map(str, flags)],
-    env=environment,
-    stderr=subprocess.PIPE,
-  )
-
-
-def finish(process):
-  _, errors = process.communicate(timeout=400)
-  assert process.returncode == 0, errors.decode()
+  return programs.start("tests.training.toy", *flags, **kwargs)
 
 
 def test_sigkill_at_any_moment(tmp_path, alone):
@@ -256,7 +233,7 @@ def test_sigkill_at_any_moment(tmp_path, alone):
     time.sleep(rng.uniform(0, 0.6))
     process.kill()
     process.communicate()
-  finish(launch(folder, devices=1, cache=tmp_path))
+  programs.finish(launch(folder, devices=1, cache=tmp_path))
   with np.load(folder / "result.npz") as result:
     chex.assert_trees_all_equal(dict(result), alone[1])
   assert lines(folder) == lines(alone[0])
@@ -266,19 +243,12 @@ def test_one_and_two_processes_interchange(tmp_path, alone):
   from_one, from_two = tmp_path / "from_one", tmp_path / "from_two"
   with wide():
     toy.begin(from_one, toy.Batches(16, limit=10), mesh=one())
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    address = f"localhost:{free.getsockname()[1]}"
+  address = f"localhost:{programs.free_port()}"
   flags = [from_one, "--partial", from_two, "--coordinator", address]
   pair = [
     launch(*flags, "--process", p, devices=2, cache=tmp_path) for p in range(2)
   ]
-  try:
-    for process in pair:
-      finish(process)
-  finally:
-    for process in pair:
-      process.kill()
+  programs.finish(*pair)
   with np.load(from_one / "result.npz") as result:
     chex.assert_trees_all_close(dict(result), alone[1], rtol=1e-9)
   assert (from_two / "checkpoints" / "9").exists()

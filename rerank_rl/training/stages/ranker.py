@@ -100,36 +100,43 @@ def _step(model, tx, decay, loss_fn, catalogue, weights, state, batch, key):
   return states.apply_gradients(state, grads, tx, decay), {"loss": out}
 
 
-def slates(setting: Setting, trade: float | None = None) -> Callable:
-  """(params, impressions) -> slates i32[n, K]; `trade` re-ranks by MMR."""
+def slates(setting: Setting) -> Callable:
+  """(params, impressions, trade=None) -> slates i32[n, K].
+
+  `trade` re-ranks by maximal marginal relevance.
+  """
   slots = setting.dataset.slate_size
   name = setting.config.ranker.name
   queries = _queries(name, slots)
   model = rerankers.make_reranker(setting.config.policy, setting.sizes, queries)
 
   @jax.jit
-  def one(params, catalogue, request):
+  def one(params, catalogue, request, trade):
     logits = model.logits(params, catalogue, request)
     if trade is None:
       return rerankers.assign(logits, request, slots)
     relevance = jax.nn.sigmoid(logits.mean(1))
     return rerankers.mmr(relevance, catalogue.features, request, slots, trade)
 
-  def ranker(params: Any, impressions: Impression) -> np.ndarray:
+  def ranker(
+    params: Any, impressions: Impression, trade: float | None = None
+  ) -> np.ndarray:
     params = local(params)
     return by_chunks(
-      lambda r: one(params, setting.catalogue, r), CHUNK, impressions.request
+      lambda r: one(params, setting.catalogue, r, trade),
+      CHUNK,
+      impressions.request,
     )
 
   return ranker
 
 
-def tuned_trade(setting: Setting, params: Any) -> float:
+def tuned_trade(setting: Setting, params: Any, rank: Callable) -> float:
   """MMR's trade-off that the selecting metric likes best on validation."""
   worth = {}
   for trade in TRADES:
-    rank = slates(setting, trade)
-    evaluate, (metric, _) = selection(setting, rank)
+    chosen = functools.partial(rank, trade=trade)
+    evaluate, (metric, _) = selection(setting, chosen)
     worth[trade] = evaluate(params)[metric]
   return max(worth, key=worth.__getitem__)
 

@@ -1,0 +1,52 @@
+"""Programs that tests start: on how many devices, and that they end well."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(module, *argv, devices=1, cache=None) -> subprocess.Popen:
+  """Starts `python -m module argv` on CPU devices.
+
+  Args:
+    module: dotted name.
+    *argv: arguments, made text.
+    devices: how many it sees.
+    cache: folder of compiled programs, so that only the work is repeated.
+  """
+  env = dict(os.environ, PYTHONPATH=str(ROOT))
+  # The last flag wins; the rest is what this process compiles with.
+  env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
+  if cache is not None:
+    env["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  return subprocess.Popen(
+    [sys.executable, "-m", module, *map(str, argv)],
+    env=env,
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(*runs) -> None:
+  """Waits until all have ended with status 0."""
+  try:
+    for run in runs:
+      text, _ = run.communicate(timeout=900)
+      assert run.returncode == 0, text[-3000:]
+  finally:
+    for run in runs:
+      run.kill()
+
+
+def free_port() -> int:
+  """A port that nobody listens at."""
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    return probe.getsockname()[1]
