@@ -14,7 +14,8 @@ import rich
 from rich import table as rich_table
 
 from rerank_rl.config import PolicyConfig
-from rerank_rl.models.policy import Policy, Sizes, make_policy
+from rerank_rl.models.policy import Policy, make_policy
+from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.types import Catalogue, Request
 
 _LARGE = flags.DEFINE_bool("large", False, "Policy of d = 256, 4 layers.")

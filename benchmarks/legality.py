@@ -14,7 +14,8 @@ import tqdm
 from benchmarks import common
 from rerank_rl.config import PolicyConfig
 from rerank_rl.decoding import legality, sample
-from rerank_rl.models.policy import HEADS, Policy, Prompt, Sizes, make_policy
+from rerank_rl.models.policy import HEADS, Policy, make_policy
+from rerank_rl.models.prefix_lm import Prompt, Sizes
 from rerank_rl.types import PAD, Catalogue, Request
 
 _REQUESTS = flags.DEFINE_integer("requests", 10**6, "With random logits.")

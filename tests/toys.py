@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rerank_rl.config import PolicyConfig
-from rerank_rl.models.policy import Policy, Sizes, make_policy
+from rerank_rl.models.policy import Policy, make_policy
+from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.types import PAD, Catalogue, Request
 
 HEADS = ("global", "pointer", "local_index")

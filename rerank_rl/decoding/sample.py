@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.decoding import legality, tree
-from rerank_rl.models.policy import Policy, Prompt
+from rerank_rl.models.policy import Policy
+from rerank_rl.models.prefix_lm import Prompt
 from rerank_rl.types import PAD, Array, Catalogue, Request, TokenTree
 
 

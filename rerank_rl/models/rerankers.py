@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.config import PolicyConfig
-from rerank_rl.models.policy import Sizes, SlateTransformer
+from rerank_rl.models.prefix_lm import Sizes, SlateTransformer
 from rerank_rl.types import PAD, Array, Request
 
 _NEVER = -1e9

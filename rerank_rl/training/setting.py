@@ -18,7 +18,8 @@ from rerank_rl.decoding import sample
 from rerank_rl.evaluation import judge as judges
 from rerank_rl.evaluation import ranking
 from rerank_rl.models import evaluator as evaluators
-from rerank_rl.models.policy import Policy, Sizes, make_policy
+from rerank_rl.models.policy import Policy, make_policy
+from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.simulation import reward as rewards
 from rerank_rl.training import checkpoint
 from rerank_rl.training import mesh as mesh_lib

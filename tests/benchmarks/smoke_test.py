@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import common, decode, learner, legality, permutation
-from rerank_rl.models.policy import Sizes
+from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.types import PAD, Request
 
 TINY = common.Setting(

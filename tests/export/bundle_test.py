@@ -17,7 +17,8 @@ import pytest
 from rerank_rl.config import Config, PolicyConfig, fingerprint
 from rerank_rl.decoding import sample
 from rerank_rl.export import bundle
-from rerank_rl.models.policy import Sizes, make_policy
+from rerank_rl.models.policy import make_policy
+from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.tokenizer import semantic_ids
 from rerank_rl.tokenizer.residual_kmeans import Codebook
 from tests import toys
