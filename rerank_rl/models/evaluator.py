@@ -227,7 +227,7 @@ class ListEvaluator(nn.Module):
       share = weight[..., j].swapaxes(2, 3)
       near = near + share * nn.relu(cosine)
       like = like + share * cosine
-    mean = jnp.broadcast_to(mean, (*near.shape[:3], mean.shape[-1]))
+    mean = jnp.broadcast_to(mean, (*shape[:3], mean.shape[-1]))
     return jnp.concatenate([near, like, mean], -1)
 
 
