@@ -21,7 +21,7 @@ import tqdm
 from launch import errors
 from rerank_rl.evaluation import bootstrap, report
 
-_OUT = flags.DEFINE_string("out", "runs/reproduce", "Folder of all runs.")
+_RUNS = flags.DEFINE_string("runs", "runs/reproduce", "Folder of all runs.")
 _TABLES = flags.DEFINE_list("tables", [], "Which tables; none = all.")
 _SEEDS = flags.DEFINE_integer("seeds", 0, "Most seeds a row; 0 = the table's.")
 _DOCS = flags.DEFINE_string("docs", "docs/results.md", "Where tables go.")
@@ -278,7 +278,7 @@ def main(argv: list[str]) -> None:
       raise ValueError(
         f"--tables={name} is unknown; choose from {', '.join(TABLES)}."
       )
-  out = pathlib.Path(_OUT.value)
+  out = pathlib.Path(_RUNS.value)
   todo = []
   for name in names:
     table = TABLES[name]
