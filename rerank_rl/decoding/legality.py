@@ -176,14 +176,41 @@ def log_probs(
   """
   start = trie.start[:, level]
   same = start[:, :, None] == start[:, None]
-  masked = jnp.where(items, scores, NEGATIVE)
-  top = jax.lax.stop_gradient(masked.max(-1, keepdims=True))
-  mass = jnp.where(items, jnp.exp(masked - top), 0)
+  mass = masses(scores, items)
   tiny = jnp.finfo(scores.dtype).tiny
   run = jnp.log(jnp.maximum(_by_run(mass, same), tiny))
   logp = run - jnp.log(jnp.maximum(mass.sum(-1, keepdims=True), tiny))
   logp = jnp.where(first, logp, NEGATIVE)
   return jnp.where(first.any(-1, keepdims=True), logp, 0.0)
+
+
+def masses(scores: Array, items: Array) -> Array:
+  """exp(score) of the items bool[B, X, N], 0 elsewhere; the largest is 1."""
+  masked = jnp.where(items, scores, NEGATIVE)
+  top = jax.lax.stop_gradient(masked.max(-1, keepdims=True))
+  return jnp.where(items, jnp.exp(masked - top), 0)
+
+
+def log_prob_of(trie: Trie, mass: Array, rank: Array, level: Array) -> Array:
+  """`log_probs` of the one token that leads to a rank.
+
+  Args:
+    trie: the requests' items.
+    mass: f32[B, X, N], from `masses`.
+    rank: i32[B, X], a legal item's; PAD gives 0.
+    level: i32[], level of the token; may be traced.
+
+  Returns:
+    f32[B, X].
+  """
+  place = jnp.arange(mass.shape[-1])[None, None]
+  safe = jnp.maximum(rank, 0)
+  low = jnp.take_along_axis(trie.start[:, level], safe, axis=1)
+  high = jnp.take_along_axis(trie.stop[:, level], safe, axis=1)
+  run = (place >= low[..., None]) & (place < high[..., None])
+  tiny = jnp.finfo(mass.dtype).tiny
+  log = lambda x: jnp.log(jnp.maximum(x.sum(-1), tiny))
+  return jnp.where(rank >= 0, log(jnp.where(run, mass, 0)) - log(mass), 0)
 
 
 def renormalise(logits: Array, first: Array) -> Array:

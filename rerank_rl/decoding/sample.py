@@ -82,16 +82,16 @@ def chains(
     at = jnp.full((B, group), slot, jnp.int32)
     legal = legality.alive(trie, placed, at, rules)
     items = legality.under(trie, legal, rank, level)
-    first = legality.children(trie, items, level)
     scores = policy.logits(params, prompt, state, level)
-    logp = legality.log_probs(trie, scores, items, first, level)
-    rank, logq = _draw(uniform, logp, first, temperature)
+    first = legality.children(trie, items, level)
+    dist = legality.log_probs(trie, scores, items, first, level)
+    mass = legality.masses(scores, items)
+    rank, logq = _draw(uniform, mass, dist, first, temperature)
+    rank = jnp.where(items.any(-1), rank, PAD)
     put = jnp.where(level == L - 1, rank, placed[:, :, slot])
-    take = lambda x: jnp.take_along_axis(
-      x, jnp.maximum(rank, 0)[..., None], axis=-1
-    )[..., 0]
-    mean = jnp.where(first, logp, 0).sum(-1) / jnp.maximum(first.sum(-1), 1)
-    record = jnp.where(rank >= 0, take(logp), 0), mean, take(logq)
+    logp = legality.log_prob_of(trie, mass, rank, level)
+    mean = jnp.where(first, dist, 0).sum(-1) / jnp.maximum(first.sum(-1), 1)
+    record = logp, mean, logp if logq is None else logq
     return placed.at[:, :, slot].set(put), rank, record
 
   def token(carry, xs):
@@ -127,26 +127,30 @@ def chains(
   )
 
 
-def _draw(uniform: Array, logp: Array, first: Array, temperature: float):
-  """A legal rank of each row of f32[B, G, N], PAD if none, and log q.
+def _draw(uniform, mass, dist, first, temperature):
+  """A rank i32[B, G] that the next token leads to, and log q.
 
   By the inverse of the distribution function: one number f32[B, G] a chain,
-  where Gumbels would need N.
+  where Gumbels would need N. At temperature 1 an item is drawn by its mass
+  f32[B, G, N], and the token is the one that leads to it: the tokens'
+  distribution f32[B, G, N] need not be known, and log q, None, is log p.
   """
   if temperature == 0:
-    logq, score = jnp.full_like(logp, jnp.nan), logp
-  else:
-    logq = logp
-    if temperature != 1:
-      logq = legality.renormalise(logp / temperature, first)
-    mass = jnp.where(first, jnp.exp(logq), 0)
-    # A product is quicker than a scan over the few ranks.
-    upto = jnp.triu(jnp.ones((mass.shape[-1],) * 2, mass.dtype))
-    below = jnp.matmul(mass, upto, precision="highest")
-    score = (below > uniform[..., None] * below[..., -1:]).astype(mass.dtype)
-  score = jnp.where(first, score, 2 * legality.NEGATIVE)
-  best = jnp.where(first.any(-1), jnp.argmax(score, axis=-1), PAD)
-  return best.astype(jnp.int32), logq
+    best = jnp.argmax(jnp.where(first, dist, 2 * legality.NEGATIVE), axis=-1)
+    logq = jnp.full_like(dist[..., 0], jnp.nan)
+    return best.astype(jnp.int32), logq
+  if temperature != 1:
+    tempered = legality.renormalise(dist / temperature, first)
+    mass = jnp.where(first, jnp.exp(tempered), 0)
+  # A product is quicker than a scan over the few ranks.
+  upto = jnp.triu(jnp.ones((mass.shape[-1],) * 2, mass.dtype))
+  below = jnp.matmul(mass, upto, precision="highest")
+  reached = (below > uniform[..., None] * below[..., -1:]).astype(mass.dtype)
+  best = jnp.argmax(jnp.where(mass > 0, reached, -1), axis=-1)
+  best = best.astype(jnp.int32)
+  if temperature == 1:
+    return best, None
+  return best, jnp.take_along_axis(tempered, best[..., None], axis=-1)[..., 0]
 
 
 def tokens_of(trie: legality.Trie, placed: Array) -> Array:
