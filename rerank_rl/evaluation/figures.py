@@ -32,7 +32,7 @@ def _drawn(
 ) -> bytes:
   """PNG of a figure (inches)."""
   with rc_context(_STYLE):
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="tight")
     draw(figure)
     buffer = io.BytesIO()
     # Without the metadata equal figures are equal bytes.
