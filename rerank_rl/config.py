@@ -135,6 +135,8 @@ class RLConfig:
   objective: str = "clipped"
   reward: str = "evaluator"  # world | evaluator | labels
   group: int = _within(16, 1)
+  # Children of a node by depth, 1 beyond the end (explore=fixed_tree).
+  branching: tuple[int, ...] = (4, 1, 1, 4)
   temperature: float = _within(1.0, _TINY)
   clip: float = _within(0.2, _TINY)
   epochs: int = _within(1, 1)  # Gradient steps on each batch of rollouts.

@@ -86,6 +86,17 @@ def test_mistakes_are_named(tree, words):
       ("world", "kuairand_pure"),
     ),
     ({"rl.group": 1}, ("group=1",)),
+    ({"rl.credit": "group+blame"}, ("group+blame", "a sum")),
+    ({"rl.objective": "uniform_q", "rl.credit": "group"}, ("centred with",)),
+    ({"rl.explore": "fixed_tree"}, ("sibling with clipped", "biased_credit")),
+    (
+      {
+        "rl.explore": "fixed_tree",
+        "rl.credit": "sibling",
+        "rl.branching": (4, 3),
+      },
+      ("branching=(4, 3)", "group=16"),
+    ),
   ),
 )
 def test_illegal_compositions_are_refused(changes, words):
@@ -96,8 +107,15 @@ def test_illegal_compositions_are_refused(changes, words):
     assert word in str(error.value)
 
 
-def test_declared_bias_is_allowed():
-  changes = {"rl.explore": "beam", "rl.biased_credit": True}
+@pytest.mark.parametrize(
+  "changes",
+  (
+    {"rl.explore": "beam", "rl.biased_credit": True},
+    {"rl.explore": "fixed_tree", "rl.credit": "sibling"},
+    {"rl.credit": "centred+sibling"},
+  ),
+)
+def test_legal_and_declared_compositions_are_allowed(changes):
   pipeline.check(config_lib.freeze(common.build(changes).to_dict()))
 
 

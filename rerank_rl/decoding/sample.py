@@ -139,18 +139,21 @@ def _draw(uniform, mass, dist, first, temperature):
     best = jnp.argmax(jnp.where(first, dist, 2 * legality.NEGATIVE), axis=-1)
     logq = jnp.full_like(dist[..., 0], jnp.nan)
     return best.astype(jnp.int32), logq
-  if temperature != 1:
-    tempered = legality.renormalise(dist / temperature, first)
-    mass = jnp.where(first, jnp.exp(tempered), 0)
+  if temperature == 1:
+    return _invert(uniform, mass), None
+  tempered = legality.renormalise(dist / temperature, first)
+  best = _invert(uniform, jnp.where(first, jnp.exp(tempered), 0))
+  return best, jnp.take_along_axis(tempered, best[..., None], axis=-1)[..., 0]
+
+
+def _invert(uniform, mass):
+  """The first rank i32[B, G] at which u of the mass f32[B, G, N] is reached."""
   # A product is quicker than a scan over the few ranks.
   upto = jnp.triu(jnp.ones((mass.shape[-1],) * 2, mass.dtype))
   below = jnp.matmul(mass, upto, precision="highest")
   reached = (below > uniform[..., None] * below[..., -1:]).astype(mass.dtype)
   best = jnp.argmax(jnp.where(mass > 0, reached, -1), axis=-1)
-  best = best.astype(jnp.int32)
-  if temperature == 1:
-    return best, None
-  return best, jnp.take_along_axis(tempered, best[..., None], axis=-1)[..., 0]
+  return best.astype(jnp.int32)
 
 
 def tokens_of(trie: legality.Trie, placed: Array) -> Array:

@@ -7,6 +7,7 @@ gradient of a clipped objective unchanged.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from rerank_rl.decoding import tree as trees
@@ -19,12 +20,28 @@ class Credit(NamedTuple):
   Attributes:
     positive: f32[B, E], (1/G) sum of max(A, 0) over the chains through it.
     negative: f32[B, E], the same of min(A, 0).
-    leaf: f32[B, G], the leaves' advantages (their worth, normalised).
+    leaf: f32[B, G], the leaves' advantages (their worth, normalised; the sum
+      over their paths where edges differ).
   """
 
   positive: Array
   negative: Array
   leaf: Array
+
+
+def centre(reward: Array) -> Array:
+  """R - mean R over the group; 0 where rewards differ by rounding alone.
+
+  Args:
+    reward: f32[B, G].
+
+  Returns:
+    f32[B, G].
+  """
+  out = reward - reward.mean(axis=1, keepdims=True)
+  scale = jnp.abs(reward).max(axis=1, keepdims=True)
+  tiny = 8 * jnp.finfo(reward.dtype).eps * scale
+  return jnp.where(_std(out) > tiny, out, 0.0)
 
 
 def normalise(reward: Array, epsilon: float = 1e-4) -> Array:
@@ -37,12 +54,13 @@ def normalise(reward: Array, epsilon: float = 1e-4) -> Array:
   Returns:
     f32[B, G].
   """
-  centred = reward - reward.mean(axis=1, keepdims=True)
-  std = jnp.sqrt((centred**2).mean(axis=1, keepdims=True))
-  # Rounding alone must not become an advantage.
-  scale = jnp.abs(reward).max(axis=1, keepdims=True)
-  tiny = 8 * jnp.finfo(reward.dtype).eps * scale
-  return jnp.where(std > tiny, centred / (std + epsilon), 0.0)
+  out = centre(reward)
+  return out / (_std(out) + epsilon)
+
+
+def _std(centred: Array) -> Array:
+  """Root of the mean square, f32[B, 1]."""
+  return jnp.sqrt((centred**2).mean(axis=1, keepdims=True))
 
 
 def group(tree: TokenTree, outcome: Outcome) -> Credit:
@@ -60,8 +78,7 @@ def centred(tree: TokenTree, outcome: Outcome) -> Credit:
   it, so that an entropy bonus can hold: divided by std, ever rarer and
   smaller differences count as much as large ones, and sampling dies out.
   """
-  reward = outcome.reward
-  return spread(tree, reward - reward.mean(axis=1, keepdims=True))
+  return spread(tree, centre(outcome.reward))
 
 
 def spread(tree: TokenTree, leaf: Array) -> Credit:
@@ -75,6 +92,72 @@ def spread(tree: TokenTree, leaf: Array) -> Credit:
   )
 
 
-def zero_variance(leaf: Array) -> Array:
-  """bool[B]: groups that carry no signal."""
-  return (leaf == 0).all(axis=1)
+def sibling(tree: TokenTree, outcome: Outcome, epsilon: float = 1e-4) -> Credit:
+  """Sibling-relative: an edge against the edges it competed with (V-STAR).
+
+    A(e) = (Rbar(e) - mean) / (std + epsilon)
+
+  over the siblings of e, where Rbar(e) is the mean reward of the rollouts
+  through e; 0 for an only child. Siblings count once each, however many
+  rollouts they carry. The objective's sum over edges and mean over tokens
+  becomes (1/|C|) sum_e A(e) r(e), C being a request's edges with siblings.
+
+  Args:
+    tree: merged, so that siblings are distinct.
+    outcome: what its leaves were worth.
+    epsilon: keeps groups without variance at 0.
+
+  Returns:
+    Credit; `leaf` sums A over the path.
+  """
+  B, E = tree.token.shape
+  real = tree.weight > 0
+  mean = mean_reward(tree, outcome.reward)
+  # Edges of one parent are one group; the root's come first.
+  group = jnp.where(real, tree.parent + 1, E)
+
+  def over_siblings(values):
+    zeros = jnp.zeros((B, E + 1), mean.dtype)
+    add = lambda z, i, v: z.at[i].add(v)[i]
+    return jax.vmap(add)(zeros, group, jnp.where(real, values, 0))
+
+  count = jnp.maximum(over_siblings(jnp.ones_like(mean)), 1)
+  centred = mean - over_siblings(mean) / count
+  std = jnp.sqrt(over_siblings(centred**2) / count)
+  scale = jnp.abs(outcome.reward).max(axis=1, keepdims=True)
+  tiny = 8 * jnp.finfo(mean.dtype).eps * scale
+  alive = real & (count > 1)
+  advantage = jnp.where(alive & (std > tiny), centred / (std + epsilon), 0)
+  tokens = tree.weight.sum(axis=1, keepdims=True)
+  share = tokens / jnp.maximum(alive.sum(axis=1, keepdims=True), 1)
+  return Credit(
+    jnp.maximum(advantage, 0) * share,
+    jnp.minimum(advantage, 0) * share,
+    trees.on_path(tree, advantage).sum(-1),
+  )
+
+
+def mean_reward(tree: TokenTree, reward: Array) -> Array:
+  """Rbar(e), the mean reward of the rollouts through e; 0 at padding.
+
+  Args:
+    tree: the tree.
+    reward: f32[B, G].
+
+  Returns:
+    f32[B, E].
+  """
+  each = jnp.broadcast_to(reward[..., None], tree.path.shape)
+  total = trees.sum_to_edges(tree, each)
+  count = trees.sum_to_edges(tree, jnp.ones_like(each))
+  return total / jnp.maximum(count, 1)
+
+
+def blend(*credits: Credit) -> Credit:
+  """The sum of credits."""
+  return jax.tree.map(lambda *parts: sum(parts), *credits)
+
+
+def zero_variance(given: Credit) -> Array:
+  """bool[B]: requests whose rollouts carry no signal."""
+  return ((given.positive == 0) & (given.negative == 0)).all(axis=1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rerank_rl.decoding import tree as trees
 from rerank_rl.rl.credit import Credit
 from rerank_rl.rl.learner import PathScores
-from rerank_rl.types import Array, TokenTree
+from rerank_rl.types import PAD, Array, TokenTree
 
 
 class Loss(NamedTuple):
@@ -61,6 +61,28 @@ def reference(
   share = jax.nn.softmax(credit.leaf, axis=1)
   logp = scores.logp.sum(-1)
   return Loss(-(share * logp).sum(), tree.weight.sum())
+
+
+def uniform_q(
+  tree: TokenTree, scores: PathScores, credit: Credit, clip: float
+) -> Loss:
+  """(Q - sg[r~ + mean over legal children of Q'])^2 on each token (ROVER).
+
+  Q(e) = log pi(e) - log pi_old(e) values an edge under the uniform policy, Q'
+  is the same at the next state, 0 at a leaf, and r~ is the leaf's advantage
+  R - mean R, which stands in every token's target. A sum over rollouts, so
+  that merging changes nothing. `clip` is not used.
+  """
+  del clip
+  real = tree.path != PAD
+  q = jnp.where(real, scores.logp - trees.on_path(tree, tree.logp_old), 0)
+  count = jnp.maximum(scores.legal.sum(-1), 1)
+  mean = jnp.where(scores.legal, scores.dist, 0).sum(-1) / count
+  ahead = jnp.concatenate([mean[:, :, 1:], jnp.zeros_like(mean[:, :, :1])], 2)
+  ahead -= trees.on_path(tree, tree.mean_logp_old)
+  target = jax.lax.stop_gradient(credit.leaf[..., None] + ahead)
+  total = jnp.where(real, (q - target) ** 2, 0).sum() / q.shape[1]
+  return Loss(total, tree.weight.sum())
 
 
 def entropy(scores: PathScores) -> Array:

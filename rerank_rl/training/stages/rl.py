@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.config import Config, ConfigError, RLConfig
-from rerank_rl.decoding import beam, sample
+from rerank_rl.decoding import beam, fixed_tree, sample
+from rerank_rl.decoding import tree as trees
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import credit, learner, objectives
 from rerank_rl.training import loop
@@ -27,8 +28,9 @@ STAGE = "rl"
 
 
 def _chains(policy, params, game, key, config):
-  return sample.chains(
-    policy, params, game, key, config.group, config.temperature
+  # Chains that begin alike share edges: credit may compare siblings.
+  return trees.merge(
+    sample.chains(policy, params, game, key, config.group, config.temperature)
   )
 
 
@@ -37,12 +39,21 @@ def _beam(policy, params, game, key, config):
   return beam.beam(policy, params, game, config.group)
 
 
-EXPLORE = {"chains": _chains, "beam": _beam}
-CREDIT = {"centred": credit.centred, "group": credit.group}
+def _fixed_tree(policy, params, game, key, config):
+  return fixed_tree.fixed_tree(policy, params, game, config.branching, key)
+
+
+EXPLORE = {"chains": _chains, "beam": _beam, "fixed_tree": _fixed_tree}
+CREDIT = {
+  "centred": credit.centred,
+  "group": credit.group,
+  "sibling": credit.sibling,
+}
 OBJECTIVE = {
   "clipped": objectives.clipped,
   "reinforce": objectives.reinforce,
   "reference": objectives.reference,
+  "uniform_q": objectives.uniform_q,
 }
 REWARDS = ("world", "evaluator", "labels")
 
@@ -55,7 +66,18 @@ LEGAL = {
   ("chains", "group", "reinforce"),
   ("chains", "group", "reference"),
   ("beam", "group", "reference"),
+  ("chains", "centred", "uniform_q"),
+  ("chains", "sibling", "clipped"),
+  ("chains", "sibling", "reinforce"),
+  # Siblings drawn without replacement are compared with each other alone.
+  ("fixed_tree", "sibling", "clipped"),
+  ("fixed_tree", "sibling", "reinforce"),
 }
+
+
+def credits_of(config: RLConfig) -> tuple[str, ...]:
+  """The parts of a credit: "group+sibling" is the sum of both."""
+  return tuple(config.credit.split("+"))
 
 
 def check(config: Config) -> None:
@@ -72,19 +94,26 @@ def check(config: Config) -> None:
     "reward": REWARDS,
   }
   for field, table in parts.items():
-    if getattr(rl, field) not in table:
+    value = getattr(rl, field)
+    named = credits_of(rl) if field == "credit" else (value,)
+    if not set(named) <= set(table):
+      sums = ", or a sum such as group+sibling" if field == "credit" else ""
       raise ConfigError(
-        f"config.rl.{field}={getattr(rl, field)!r}; choose from "
-        f"{', '.join(table)}."
+        f"config.rl.{field}={value!r}; choose from {', '.join(table)}{sums}."
       )
-  combination = (rl.explore, rl.credit, rl.objective)
-  sampled = rl.explore == "chains" and rl.temperature != 1
-  if (combination not in LEGAL or sampled) and not rl.biased_credit:
+  combinations = {(rl.explore, name, rl.objective) for name in credits_of(rl)}
+  if not combinations <= LEGAL and not rl.biased_credit:
+    known = sorted(f"{c} with {o}" for e, c, o in LEGAL if e == rl.explore)
     raise ConfigError(
-      f"explore={rl.explore!r} at temperature {rl.temperature} with credit="
-      f"{rl.credit!r} and objective={rl.objective!r} does not sample from the "
-      "policy, so the credit would be biased; use explore='chains' at "
-      "temperature 1 or declare config.rl.biased_credit=True."
+      f"config.rl.credit={rl.credit!r} with objective={rl.objective!r} would "
+      f"be biased with explore={rl.explore!r}, which goes with "
+      f"{', '.join(known)}; or declare config.rl.biased_credit=True."
+    )
+  if rl.explore == "chains" and rl.temperature != 1 and not rl.biased_credit:
+    raise ConfigError(
+      f"config.rl.temperature={rl.temperature} does not sample from the "
+      "policy, so the credit would be biased; use 1 or declare "
+      "config.rl.biased_credit=True."
     )
   if rl.reward == "world" and config.data.name != "world":
     raise ConfigError(
@@ -100,6 +129,14 @@ def check(config: Config) -> None:
   if rl.group < 2:
     raise ConfigError(
       f"config.rl.group={rl.group} gives no baseline; use at least 2."
+    )
+  if rl.explore == "fixed_tree" and (
+    not all(isinstance(b, int) and b > 0 for b in rl.branching)
+    or fixed_tree.leaves(rl.branching) != rl.group
+  ):
+    raise ConfigError(
+      f"config.rl.branching={rl.branching} should multiply to config.rl.group="
+      f"{rl.group}, the number of slates a request."
     )
 
 
@@ -135,7 +172,9 @@ def step(method, catalogue, reward, reference, state, batch, key):
   tree = EXPLORE[config.explore](policy, state.params, game, key, config)
   tree = jax.lax.stop_gradient(tree)
   outcome = reward(batch, tree.slate)
-  given = CREDIT[config.credit](tree, outcome)
+  given = credit.blend(
+    *(CREDIT[name](tree, outcome) for name in credits_of(config))
+  )
   old = learner.score_slates(policy, reference, prepare(reference), tree.slate)
 
   def loss(params):
@@ -158,7 +197,7 @@ def step(method, catalogue, reward, reference, state, batch, key):
 def diagnostics(method, tree, outcome, given, scores, old, main) -> dict:
   """What to watch: (sum, count) each; per level where levels differ."""
   reward = outcome.reward
-  dead = credit.zero_variance(given.leaf)
+  dead = credit.zero_variance(given)
   ratio = objectives.ratio(tree, scores)
   clipped = jnp.abs(ratio - 1) > method.config.clip
   out = {

@@ -1,0 +1,23 @@
+"""ROVER (arXiv 2509.24981): the uniform policy's values as log-ratios.
+
+  python -m launch.train --config=configs/rover.py --workdir=DIR
+
+No critic, no reference policy, no clipping: log pi - log pi_old is regressed
+to the leaf's advantage plus the mean of the next state's log-ratios. The
+theorem behind it holds for binary rewards alone; here the reward is graded.
+Variants: see configs/common.py.
+"""
+
+from configs import common
+
+CHANGES = {
+  "name": "rover",
+  "rl.objective": "uniform_q",
+  "rl.kl": 0.0,
+  "rl.entropy": 0.0,
+}
+
+
+def get_config(variant: str = ""):
+  """The default world, 50 -> 6."""
+  return common.build(CHANGES, variant)

@@ -1,0 +1,17 @@
+"""Sibling-GRPO (V-STAR, arXiv 2602.10699): credit where rollouts part.
+
+  python -m launch.train --config=configs/sibling_grpo.py --workdir=DIR
+
+GloRank's job with V-STAR's credit: each token is also held against the other
+tokens that were tried after the same prefix. Search is not part of it.
+Variants: see configs/common.py.
+"""
+
+from configs import common
+
+CHANGES = {"name": "sibling_grpo", "rl.credit": "group+sibling"}
+
+
+def get_config(variant: str = ""):
+  """The default world, 50 -> 6."""
+  return common.build(CHANGES, variant)

@@ -1,0 +1,128 @@
+"""Credit against its definition, edge by edge."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerank_rl.decoding import fixed_tree, sample, tree
+from rerank_rl.rl import credit
+from rerank_rl.types import PAD, Outcome
+from tests import toys
+
+
+def _grown(kind):
+  policy, params = toys.policy("global")
+
+  @jax.jit
+  def grow(params):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    key = jax.random.key(3)
+    if kind == "fixed_tree":
+      return fixed_tree.fixed_tree(policy, params, game, (2, 1, 1, 4, 2), key)
+    return tree.merge(sample.chains(policy, params, game, key, 16))
+
+  return grow(params)
+
+
+def _outcome(made):
+  reward = jnp.sin(made.slate @ jnp.array([5.0, 3.0, 1.0]))
+  return Outcome(reward, jnp.zeros(made.slate.shape), 0 * reward)
+
+
+def _families(made, b):
+  """Parent edge -> its distinct children, of request b."""
+  families = {}
+  for e in np.flatnonzero(np.asarray(made.token[b]) != PAD):
+    families.setdefault(int(made.parent[b, e]), []).append(e)
+  return families
+
+
+def _brute_force(made, outcome, b):
+  """A of every edge of request b by V-STAR's definition; |C|."""
+  advantage, competing = np.zeros(made.token.shape[1]), 0
+  path, reward = np.asarray(made.path[b]), np.asarray(outcome.reward[b])
+  for children in _families(made, b).values():
+    if len(children) < 2:
+      continue
+    mean = [reward[(path == e).any(-1)].mean(dtype=float) for e in children]
+    competing += len(children)
+    if np.std(mean) > 1e-5:
+      scaled = (mean - np.mean(mean)) / (np.std(mean) + 1e-4)
+      advantage[children] = scaled
+  return advantage, competing
+
+
+@pytest.mark.parametrize("kind", ("merged", "fixed_tree"))
+def test_sibling_equals_its_definition(kind):
+  made = _grown(kind)
+  outcome = _outcome(made)
+  given = credit.sibling(made, outcome)
+  compared = 0
+  for b in range(made.token.shape[0]):
+    wanted, competing = _brute_force(made, outcome, b)
+    compared += competing
+    tokens = float(made.weight[b].sum())
+    share = tokens / max(competing, 1)
+    got = np.asarray(given.positive[b] + given.negative[b]) / share
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+    assert (np.asarray(given.positive[b]) >= 0).all()
+    assert (np.asarray(given.negative[b]) <= 0).all()
+  assert compared > 20
+
+
+@pytest.mark.parametrize("kind", ("merged", "fixed_tree"))
+def test_sibling_advantages_sum_to_nothing(kind):
+  made = _grown(kind)
+  given = credit.sibling(made, _outcome(made))
+  total = np.asarray(given.positive + given.negative)
+  assert np.abs(total).max() > 0.1
+  for b in range(made.token.shape[0]):
+    for children in _families(made, b).values():
+      np.testing.assert_allclose(total[b, children].sum(), 0, atol=1e-4)
+
+
+def test_requests_do_not_mix():
+  made = _grown("merged")
+  outcome = _outcome(made)
+  given = credit.sibling(made, outcome)
+  other = outcome.replace(reward=outcome.reward.at[0].multiply(-3.0))
+  changed = credit.sibling(made, other)
+  assert (
+    np.asarray(given.positive[0]) != np.asarray(changed.positive[0])
+  ).any()
+  for field in ("positive", "negative", "leaf"):
+    np.testing.assert_array_equal(
+      np.asarray(getattr(given, field))[1:],
+      np.asarray(getattr(changed, field))[1:],
+    )
+
+
+def test_mean_reward_is_over_the_rollouts_through_an_edge():
+  made = _grown("merged")
+  outcome = _outcome(made)
+  got = np.asarray(credit.mean_reward(made, outcome.reward))
+  for b in range(got.shape[0]):
+    path, reward = np.asarray(made.path[b]), np.asarray(outcome.reward[b])
+    for e in np.flatnonzero(np.asarray(made.token[b]) != PAD):
+      wanted = reward[(path == e).any(-1)].mean()
+      np.testing.assert_allclose(got[b, e], wanted, atol=1e-5)
+
+
+def test_blend_is_a_sum():
+  made = _grown("merged")
+  outcome = _outcome(made)
+  one, two = (f(made, outcome) for f in (credit.group, credit.sibling))
+  both = credit.blend(one, two)
+  for field in ("positive", "negative", "leaf"):
+    wanted = np.asarray(getattr(one, field)) + np.asarray(getattr(two, field))
+    np.testing.assert_allclose(getattr(both, field), wanted, rtol=1e-6)
+
+
+def test_equal_rewards_are_no_signal():
+  made = _grown("merged")
+  outcome = _outcome(made)
+  flat = outcome.replace(reward=outcome.reward.at[1].set(0.7))
+  for name in (credit.group, credit.centred, credit.sibling):
+    dead = np.asarray(credit.zero_variance(name(made, flat)))
+    assert dead[1] and not dead[0]
