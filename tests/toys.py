@@ -56,3 +56,9 @@ def every_slate(sizes: Sizes = SIZES) -> np.ndarray:
   """All ordered slates of full length: i32[P(N, K), K]."""
   slates = itertools.permutations(range(sizes.candidates), sizes.slots)
   return np.array(list(slates), np.int32)
+
+
+def value(prompt, state, t):
+  """An arbitrary value of children that tells siblings apart: f32[B, X, N]."""
+  keys = jnp.sin(3 * prompt.keys[:, 0]).sum(-1)
+  return jnp.cos(keys[:, None] + state.sum(-1, keepdims=True) + t[..., None])

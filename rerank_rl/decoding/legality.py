@@ -191,6 +191,24 @@ def masses(scores: Array, items: Array) -> Array:
   return jnp.where(items, jnp.exp(masked - top), 0)
 
 
+def run_mean(trie: Trie, values: Array, mass: Array, level: Array) -> Array:
+  """Each token's value: the mean of its items', weighted by their mass.
+
+  Args:
+    trie: the requests' items.
+    values: f32[B, X, N] by rank.
+    mass: f32[B, X, N], from `masses`.
+    level: i32[], level of the token; may be traced.
+
+  Returns:
+    f32[B, X, N], equal within a run; 0 where a run has no mass.
+  """
+  start = trie.start[:, level]
+  same = start[:, :, None] == start[:, None]
+  tiny = jnp.finfo(mass.dtype).tiny
+  return _by_run(values * mass, same) / jnp.maximum(_by_run(mass, same), tiny)
+
+
 def log_prob_of(trie: Trie, mass: Array, rank: Array, level: Array) -> Array:
   """`log_probs` of the one token that leads to a rank.
 

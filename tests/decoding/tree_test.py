@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerank_rl.decoding import beam, sample, tree
+from rerank_rl.decoding import (
+  beam,
+  fixed_tree,
+  sample,
+  tree,
+  value_guided,
+)
 from rerank_rl.rl import learner
 from rerank_rl.types import PAD, ROOT
 from tests import toys
@@ -21,6 +27,11 @@ def _tree(kind, head="global"):
     game = sample.prepare(policy, params, toys.catalogue(), request)
     if kind == "beam":
       out = beam.beam(policy, params, game, 8)
+    elif kind == "fixed_tree":
+      key = jax.random.key(1)
+      out = fixed_tree.fixed_tree(policy, params, game, (2, 1, 1, 4), key)
+    elif kind == "value_guided":
+      out = value_guided.value_guided(policy, params, toys.value, game, 24)
     else:
       out = sample.chains(policy, params, game, jax.random.key(0), 16)
       out = tree.merge(out) if kind == "merged" else out
@@ -44,7 +55,9 @@ def _wide_beam():
   return grow(params, toys.request())
 
 
-@pytest.mark.parametrize("kind", ("chains", "merged", "beam"))
+@pytest.mark.parametrize(
+  "kind", ("chains", "merged", "beam", "fixed_tree", "value_guided")
+)
 def test_invariants(kind):
   t, scores = _tree(kind)
   token, parent, path = (np.asarray(x) for x in (t.token, t.parent, t.path))

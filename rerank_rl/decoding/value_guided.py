@@ -1,0 +1,287 @@
+"""Value-guided search: the best node is branched first, under a budget.
+
+V-STAR's VED (arXiv 2602.10699). One token a request is fed at each step, in
+every request at once: either the walk in hand goes on greedily or, where a
+slate has just been completed, a new branch is begun at the node that is worth
+most. So no forward pass is idle, every branch ends in a slate, and the budget
+is the number of steps.
+
+Letters: S steps (forward tokens a request), M = S + 1 nodes (node 0 is the
+prompt, node i + 1 the token that step i fed), G = S - T + 2 leaves.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.decoding import legality, sample, tree
+from rerank_rl.models.policy import Policy
+from rerank_rl.models.prefix_lm import Prompt
+from rerank_rl.types import PAD, ROOT, Array, TokenTree
+
+# (prompt, state f32[B, X, d], t i32[B, X]) -> f32[B, X, N]: the value of the
+# slate after each item's token is chosen at depth t, by rank.
+Value = Callable[[Prompt, Array, Array], Array]
+
+
+class Nodes(NamedTuple):
+  """What is known of each node.
+
+  Attributes:
+    depth: i32[B, M], tokens so far: the depth t at which it chooses.
+    placed: i32[B, M, K], ranks.
+    rank: i32[B, M], any rank under its prefix.
+    path: i32[B, M, T], the edges that lead to it, PAD beyond.
+    logp: f32[B, M, N], log-probabilities of its children, NEGATIVE where
+      not legal.
+    worth: f32[B, M, N], values of its children.
+    open: bool[B, M, N], legal children that no branch has taken.
+    priority: f32[B, M], G(s) = V(s) + entropy * H(s).
+    visits: i32[B, M], branches that it has begun.
+    leaf: bool[B, M], whether its walk ended here.
+  """
+
+  depth: Array
+  placed: Array
+  rank: Array
+  path: Array
+  logp: Array
+  worth: Array
+  open: Array
+  priority: Array
+  visits: Array
+  leaf: Array
+
+
+def value_guided(
+  policy: Policy,
+  params,
+  value: Value,
+  game: sample.Game,
+  budget: int,
+  entropy: float = 0.1,
+  explore: float = 1.0,
+  rules: Sequence[legality.Rule] = (),
+) -> TokenTree:
+  """Grows a tree of whole slates, best node first.
+
+    G(s) = V(s) + entropy H(s), H over the legal children
+    U(s) = G(s) + explore sqrt(ln(n + 1) / (N(s) + 1))
+
+  n branches have been begun, N(s) of them at s. Only a decisive node, whose G
+  is at least the mean of its depth's, is branched: the one of largest U among
+  those whose branch the budget can still complete, at its best open child. If
+  no decisive node is left, any that can be completed will do. The first walk
+  is the policy's greedy slate, and branches are completed greedily.
+
+  Args:
+    policy: pure functions.
+    params: its parameters.
+    value: worth of children; a node's V is their mean under the policy.
+    game: from `sample.prepare`.
+    budget: S, forward tokens a request without the prompt, >= T - 1.
+    entropy: weight of the children's entropy.
+    explore: weight of the visits' bonus.
+    rules: business rules.
+
+  Returns:
+    A TokenTree; not iid; `log_q` is NaN. Leaves beyond those found are PAD.
+
+  Raises:
+    ValueError: a budget that completes no slate.
+  """
+  B, N = game.trie.order.shape
+  K, L, S = policy.slots, policy.levels, budget
+  T, M = K * L, budget + 1
+  if S < max(T - 1, 1):
+    raise ValueError(
+      f"budget={budget} completes no slate; a greedy one takes {T - 1} tokens."
+    )
+  dtype = game.prompt.root.dtype
+
+  look = functools.partial(_children, policy, params, value, game, rules)
+
+  def put(nodes, i, state, depth, placed, rank, path, alive):
+    """The nodes with node i, where alive, and its children."""
+    logp, worth, legal = look(state, placed, rank, depth)
+    p = jnp.where(legal, jnp.exp(logp), 0)
+    new = Nodes(
+      depth=jnp.where(alive, depth, PAD),
+      placed=placed,
+      rank=rank,
+      path=path,
+      logp=logp,
+      worth=worth,
+      open=legal & alive[:, None],
+      priority=(p * (worth - entropy * logp)).sum(-1),
+      visits=jnp.zeros((B,), jnp.int32),
+      leaf=alive & ((depth == T - 1) | ~legal.any(-1)),
+    )
+    return jax.tree.map(lambda x, y: x.at[:, i].set(y), nodes, new)
+
+  row = jnp.arange(B)
+
+  def step(carry, i):
+    nodes, cache, here = carry
+    ended = nodes.leaf[row, here]
+    node, fits = _select(nodes, S - i, T, explore)
+    node = jnp.where(ended, node, here)
+    alive = ~ended | fits
+    at = jax.tree.map(lambda x: x[row, node], nodes)
+    greedy = jnp.argmax(at.logp, -1)
+    best = jnp.argmax(jnp.where(at.open, at.worth, 2 * legality.NEGATIVE), -1)
+    rank = jnp.where(ended, best, greedy).astype(jnp.int32)
+    seen = (at.path[:, :, None] == jnp.arange(S)[None, None]).any(1)
+    seen |= jnp.arange(S)[None] == i
+    state, cache = policy.step(
+      params,
+      game.prompt,
+      cache,
+      rank[:, None, None],
+      at.depth[:, None, None],
+      i,
+      seen[:, None, None],
+    )
+    level, slot = at.depth % L, at.depth // L
+    old = at.placed[row, slot]
+    placed = at.placed.at[row, slot].set(jnp.where(level == L - 1, rank, old))
+    path = at.path.at[row, at.depth].set(i)
+    taken = jnp.where(alive, rank, N)
+    nodes = nodes._replace(
+      open=nodes.open.at[row, node, taken].set(False, mode="drop"),
+      visits=nodes.visits.at[row, node].add(ended & fits),
+    )
+    nodes = put(
+      nodes, i + 1, state[:, 0, 0], at.depth + 1, placed, rank, path, alive
+    )
+    here = jnp.where(alive, i + 1, here)
+    code = game.trie.codes[row, rank, level]
+    return (nodes, cache, here), (
+      jnp.where(alive, code, PAD),
+      at.logp[row, rank],
+    )
+
+  nothing = lambda *shape: jnp.full((B, M, *shape), PAD, jnp.int32)
+  number = lambda *shape: jnp.zeros((B, M, *shape), dtype)
+  never = lambda *shape: jnp.zeros((B, M, *shape), bool)
+  nodes = Nodes(
+    depth=nothing(),
+    placed=nothing(K),
+    rank=nothing(),
+    path=nothing(T),
+    logp=number(N),
+    worth=number(N),
+    open=never(N),
+    priority=number(),
+    visits=nothing(),
+    leaf=never(),
+  )
+  first = jnp.zeros((B,), jnp.int32)
+  nodes = put(
+    nodes,
+    0,
+    game.prompt.root,
+    first,
+    nodes.placed[:, 0],
+    nodes.rank[:, 0],
+    nodes.path[:, 0],
+    jnp.ones((B,), bool),
+  )
+  carry = nodes, policy.cache(game.prompt, 1, S), first
+  (nodes, _, _), edges = jax.lax.scan(step, carry, jnp.arange(S))
+  token, logp = (x.swapaxes(0, 1) for x in edges)
+  return _as_tree(game.trie, nodes, token, logp)
+
+
+def _select(nodes, left, T, explore):
+  """The node i32[B] to branch, and whether there is one bool[B]."""
+  B, M = nodes.depth.shape
+  fits = nodes.open.any(-1) & (nodes.depth >= 0) & (nodes.depth <= T - 2)
+  fits &= T - 1 - nodes.depth <= left
+  at = (nodes.depth[..., None] == jnp.arange(T)[None, None]).astype(
+    nodes.priority.dtype
+  )
+  count = jnp.maximum(at.sum(1), 1)
+  mean = jnp.einsum("bm,bmt->bt", nodes.priority, at) / count
+  decisive = nodes.priority >= jnp.einsum("bt,bmt->bm", mean, at)
+  begun = jnp.maximum(nodes.visits, 0)
+  total = begun.sum(1, keepdims=True)
+  bonus = jnp.sqrt(jnp.log(total + 1.0) / (begun + 1))
+  score = nodes.priority + explore * bonus
+  gated = fits & decisive
+  allowed = jnp.where(gated.any(1, keepdims=True), gated, fits)
+  score = jnp.where(allowed, score, 2 * legality.NEGATIVE)
+  return jnp.argmax(score, 1), fits.any(1)
+
+
+def _children(policy, params, value, game, rules, state, placed, rank, depth):
+  """Children of one node a request: log-probabilities, values, legal [B, N].
+
+  Depths differ between requests, so each request is a batch of its own.
+  """
+  L = policy.levels
+
+  def one(trie, prompt, state, placed, rank, depth):
+    trie, prompt = jax.tree.map(lambda x: x[None], (trie, prompt))
+    state, placed, rank, t = (
+      x[None, None] for x in (state, placed, rank, depth)
+    )
+    level = depth % L
+    alive = legality.alive(trie, placed, t // L, rules)
+    items = legality.under(trie, alive, rank, level)
+    legal = legality.children(trie, items, level)
+    scores = policy.logits(params, prompt, state, level)
+    logp = legality.log_probs(trie, scores, items, legal, level)
+    mass = legality.masses(scores, items)
+    worth = legality.run_mean(trie, value(prompt, state, t), mass, level)
+    return logp[0, 0], jnp.where(legal, worth, 0)[0, 0], legal[0, 0]
+
+  return jax.vmap(one)(game.trie, game.prompt, state, placed, rank, depth)
+
+
+def _as_tree(trie, nodes, token, logp) -> TokenTree:
+  """Edges: S fed tokens, then the last token of each of G leaves."""
+  B, S = token.shape
+  K, T = nodes.placed.shape[2], nodes.path.shape[2]
+  G = S - T + 2
+  order = jnp.argsort(~nodes.leaf, axis=1)[:, :G]
+  take = lambda x: jax.vmap(lambda v, i: v[i])(x, order)
+  found, path, placed = take(nodes.leaf), take(nodes.path), take(nodes.placed)
+  # The last token is chosen at the leaf's state: no forward.
+  last = jnp.argmax(take(nodes.logp), -1).astype(jnp.int32)
+  ends = found & take(nodes.open).any(-1)
+  own = S + jnp.arange(G, dtype=jnp.int32)[None]
+  path = path.at[:, :, T - 1].set(jnp.where(ends, own, PAD))
+  path = jnp.where(found[..., None], path, PAD)
+  put = jnp.where(ends, last, placed[:, :, K - 1])
+  placed = placed.at[:, :, K - 1].set(put)
+  take_last = lambda x: jnp.take_along_axis(x, last[..., None], -1)[..., 0]
+  code = jax.vmap(lambda c, i: c[i])(trie.codes[:, :, -1], last)
+  parent = jnp.where(ends, path[:, :, T - 2] if T > 1 else ROOT, ROOT)
+  real = token != PAD
+  depth = nodes.depth[:, 1:] - 1
+  before = jnp.take_along_axis(
+    nodes.path[:, 1:], jnp.maximum(depth - 1, 0)[..., None], -1
+  )[..., 0]
+  legal = nodes.logp > legality.NEGATIVE / 2
+  mean = jnp.where(legal, nodes.logp, 0).sum(-1) / jnp.maximum(legal.sum(-1), 1)
+  both = lambda a, b: jnp.concatenate([a, b], axis=1)
+  zero = lambda x: jnp.where(real, x, 0)
+  all_logp = both(zero(logp), jnp.where(ends, take_last(take(nodes.logp)), 0))
+  out = TokenTree(
+    token=both(token, jnp.where(ends, code, PAD)),
+    parent=both(jnp.where(real & (depth > 0), before, ROOT), parent),
+    depth=both(zero(depth), jnp.where(ends, T - 1, 0)),
+    logp_old=all_logp,
+    log_q=jnp.where(both(real, ends), jnp.nan, 0.0).astype(logp.dtype),
+    mean_logp_old=both(zero(mean[:, 1:]), jnp.zeros((B, G), logp.dtype)),
+    weight=jnp.zeros_like(all_logp),
+    path=path,
+    slate=sample.positions_of(trie, jnp.where(found[..., None], placed, PAD)),
+    iid=False,
+  )
+  share = jnp.full((B, G, T), 1 / G, logp.dtype)
+  return out.replace(weight=tree.sum_to_edges(out, share))

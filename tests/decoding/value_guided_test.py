@@ -1,0 +1,117 @@
+"""Value-guided search: the budget, the slates, and what guides it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerank_rl.decoding import legality, sample, tree, value_guided
+from rerank_rl.rl import learner
+from rerank_rl.types import PAD
+from tests import toys
+
+T = toys.SIZES.slots * toys.SIZES.levels
+FULL = (0, 3)  # Requests with all five candidates.
+
+
+@functools.cache
+def _search(budget, head="global", entropy=0.1, explore=1.0, value=toys.value):
+  policy, params = toys.policy(head)
+
+  @jax.jit
+  def search(params):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    made = value_guided.value_guided(
+      policy, params, value, game, budget, entropy, explore
+    )
+    scores = learner.score_slates(policy, params, game, made.slate)
+    return made, scores.logp.sum(-1)
+
+  return search(params)
+
+
+def _fed(made, tokens=T):
+  """Forward tokens a request: all but the last level's edges."""
+  fed = (made.token != PAD) & (made.depth < tokens - 1)
+  return np.asarray(fed.sum(1))
+
+
+@pytest.mark.parametrize("budget", (8, 9, 16, 40))
+def test_the_budget_is_kept_and_spent(budget):
+  made, _ = _search(budget)
+  spent = _fed(made)
+  assert (spent <= budget).all()
+  # One step is a wave of one token; a completion is at most T - 1.
+  assert (spent[list(FULL)] > budget - T).all()
+
+
+def test_the_least_budget_is_the_greedy_slate():
+  made, _ = _search(T - 1)
+  policy, params = toys.policy("global")
+  greedy = sample.greedy(policy, params, toys.catalogue(), toys.request())
+  assert made.slate.shape[1] == 1
+  np.testing.assert_array_equal(made.slate[:, 0], greedy)
+  later, _ = _search(40)
+  np.testing.assert_array_equal(later.slate[:, 0], greedy)
+
+
+def test_a_budget_without_a_slate_is_refused():
+  with pytest.raises(ValueError, match=r"budget=7 .* takes 8"):
+    _search(7)
+
+
+@pytest.mark.parametrize("head", ("global", "pointer"))
+def test_leaves_are_distinct_legal_slates(head):
+  made, logp = _search(40, head)
+  for b, count in enumerate((5, 4, 2, 5)):
+    slates = np.asarray(made.slate[b])
+    slates = slates[(slates != PAD).any(-1)]
+    assert len(slates) > (1 if count > 2 else 0)
+    assert len({tuple(s) for s in slates}) == len(slates)
+    for slate in slates:
+      real = slate[slate != PAD]
+      assert len(set(real)) == len(real) == min(count, 3)
+      assert (real < count).all()
+  found = np.asarray(made.slate != PAD).any(-1)
+  total = np.asarray(tree.on_path(made, made.logp_old).sum(-1))
+  np.testing.assert_allclose(total[found], np.asarray(logp)[found], atol=1e-4)
+
+
+def test_worth_says_where_to_branch():
+  """Where first items alone have worth, the best untried one is next."""
+  policy, params = toys.policy("pointer")
+  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+
+  def value(wanted, prompt, state, t):
+    good = jnp.arange(prompt.keys.shape[2]) == wanted
+    return jnp.where((t == 0)[..., None] & good[None, None], 5.0, 0.0)
+
+  tried = 0
+  for wanted in range(toys.SIZES.candidates):
+    worth = functools.partial(value, wanted)
+    made, _ = _search(4, "pointer", entropy=0.0, value=worth)
+    greedy, second = np.asarray(sample.ranks_of(game.trie, made.slate))[
+      0, :2, 0
+    ]
+    if greedy != wanted:
+      assert second == wanted
+      tried += 1
+  assert tried == toys.SIZES.candidates - 1
+
+
+def test_siblings_have_values_of_their_own():
+  policy, params = toys.policy("global")
+  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+  B, N = game.trie.order.shape
+  placed = jnp.full((B, toys.SIZES.slots), PAD, jnp.int32)
+  none, zero = jnp.full((B,), PAD, jnp.int32), jnp.zeros((B,), jnp.int32)
+  logp, worth, legal = value_guided._children(
+    policy, params, toys.value, game, (), game.prompt.root, placed, none, zero
+  )
+  for b in FULL:
+    own = np.asarray(worth[b])[np.asarray(legal[b])]
+    assert len(own) > 1 and len(set(own.tolist())) == len(own)
+  assert (np.asarray(logp)[~np.asarray(legal)] == legality.NEGATIVE).all()
+  assert N == toys.SIZES.candidates
