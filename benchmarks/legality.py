@@ -48,6 +48,7 @@ def noise(sizes: Sizes) -> Policy:
     prefill=prefill,
     step=step,
     logits=lambda key, prompt, state, level: state,
+    states=lambda *args: None,
     score=lambda *args: None,
     cache=lambda prompt, C, S: (),
   )

@@ -146,6 +146,14 @@ class RLConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CriticConfig:
+  """The multi-level critic: TD(decay) on rollouts of the policy it values."""
+
+  decay: float = _within(0.9, 0, 1)
+  group: int = _within(8, 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """A run."""
 
@@ -163,6 +171,8 @@ class Config:
   ranker: RankerConfig = RankerConfig()
   demo: DemoConfig = DemoConfig()
   sft: TrainConfig = TrainConfig(steps=400)
+  critic: CriticConfig = CriticConfig()
+  critic_train: TrainConfig = TrainConfig(steps=200, batch_size=32)
   rl: RLConfig = RLConfig()
   rl_train: TrainConfig = TrainConfig(steps=200, batch_size=32, eval_every=50)
 

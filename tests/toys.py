@@ -58,7 +58,8 @@ def every_slate(sizes: Sizes = SIZES) -> np.ndarray:
   return np.array(list(slates), np.int32)
 
 
-def value(prompt, state, t):
+def value(prompt, state, level, slot):
   """An arbitrary value of children that tells siblings apart: f32[B, X, N]."""
-  keys = jnp.sin(3 * prompt.keys[:, 0]).sum(-1)
-  return jnp.cos(keys[:, None] + state.sum(-1, keepdims=True) + t[..., None])
+  keys = jnp.sin(3 * prompt.keys[:, level]).sum(-1)
+  place = state.sum(-1) + slot
+  return jnp.cos(keys[:, None] + place[..., None])

@@ -22,9 +22,9 @@ from rerank_rl.models.policy import Policy
 from rerank_rl.models.prefix_lm import Prompt
 from rerank_rl.types import PAD, ROOT, Array, TokenTree
 
-# (prompt, state f32[B, X, d], t i32[B, X]) -> f32[B, X, N]: the value of the
-# slate after each item's token is chosen at depth t, by rank.
-Value = Callable[[Prompt, Array, Array], Array]
+# (prompt, state f32[B, X, d], level i32[], slot i32[B, X]) -> f32[B, X, N]: by
+# rank, what the slate is worth once an item's token of that level is chosen.
+Value = Callable[[Prompt, Array, Array, Array], Array]
 
 
 class Nodes(NamedTuple):
@@ -236,7 +236,9 @@ def _children(policy, params, value, game, rules, state, placed, rank, depth):
     scores = policy.logits(params, prompt, state, level)
     logp = legality.log_probs(trie, scores, items, legal, level)
     mass = legality.masses(scores, items)
-    worth = legality.run_mean(trie, value(prompt, state, t), mass, level)
+    worth = legality.run_mean(
+      trie, value(prompt, state, level, t // L), mass, level
+    )
     return logp[0, 0], jnp.where(legal, worth, 0)[0, 0], legal[0, 0]
 
   return jax.vmap(one)(game.trie, game.prompt, state, placed, rank, depth)

@@ -34,7 +34,9 @@ class Policy(NamedTuple):
     logits: (params, prompt, state f32[B, X, d], level) -> f32[B, X, N], the
       items' scores by rank, which `legality.log_probs` sums to tokens';
       `level` may be traced.
-    score: (params, prompt, ranks i32[B, G, K]) -> f32[B, G, K, L, N].
+    states: (params, prompt, ranks i32[B, G, K]) -> f32[B, G, K, L, d], the
+      states that choose the tokens of G slates a request.
+    score: the same -> f32[B, G, K, L, N], their logits.
     cache: (prompt, C, S) -> KeyValue f32[B, C, H, S, dh] a layer, zeros.
   """
 
@@ -45,6 +47,7 @@ class Policy(NamedTuple):
   prefill: Callable
   step: Callable
   logits: Callable
+  states: Callable
   score: Callable
   cache: Callable
 
@@ -129,8 +132,11 @@ def make_policy(config: PolicyConfig, sizes: Sizes) -> Policy:
     query = module.apply({"params": params}, state, level, method="queries")
     return jnp.einsum("bxd,bnd->bxn", query, prompt.keys[:, level])
 
+  def states(params, prompt, ranks):
+    return _states(params, prompt, ranks, step, L)
+
   def score(params, prompt, ranks):
-    return _score(params, prompt, ranks, step, logits, L)
+    return _by_level(logits, params, prompt, states(params, prompt, ranks))
 
   def cache(prompt, C, S):
     def empty(there):
@@ -147,12 +153,13 @@ def make_policy(config: PolicyConfig, sizes: Sizes) -> Policy:
     jax.jit(prefill),
     step,
     logits,
+    states,
     jax.jit(score),
     cache,
   )
 
 
-def _score(params, prompt, ranks, step, logits, L):
+def _states(params, prompt, ranks, step, L):
   """Teacher forcing of G slates a request as path blocks: no tree mask.
 
   Each chain is causal within itself and shares the prompt's keys; the last
@@ -168,7 +175,7 @@ def _score(params, prompt, ranks, step, logits, L):
   )
   states, _ = step(params, prompt, None, fed, depth, 0, causal)
   states = jnp.concatenate([root, states], axis=2)
-  return _by_level(logits, params, prompt, states.reshape(B, G, K, L, -1))
+  return states.reshape(B, G, K, L, -1)
 
 
 def _by_level(logits, params, prompt, states):

@@ -22,14 +22,15 @@ from rerank_rl.models import policy
 from rerank_rl.training import setting as settings
 from rerank_rl.training import systems
 from rerank_rl.training.setting import Setting, valuer
+from rerank_rl.training.stages import critic, ranker, rl, sft, tokenize
 from rerank_rl.training.stages import evaluators as evaluator_stage
-from rerank_rl.training.stages import ranker, rl, sft, tokenize
 from rerank_rl.types import Impression
 
 STAGES = {
   "tokenizer": tokenize.run,
   "evaluators": evaluator_stage.run,
   "sft": sft.run,
+  "critic": critic.run,
   "rl": rl.run,
   "ranker": ranker.run,
 }
@@ -63,8 +64,9 @@ def check(config: Config) -> None:
     raise ConfigError(
       "config.protocol='oracle' needs config.data.name='world'."
     )
-  if "rl" in config.stages and "sft" not in config.stages:
-    raise ConfigError("config.stages has 'rl' without 'sft' before it.")
+  for stage in ("critic", "rl"):
+    if stage in config.stages and "sft" not in config.stages:
+      raise ConfigError(f"config.stages has {stage!r} without 'sft' before it.")
   if config.protocol == "value" and "evaluators" not in config.stages:
     raise ConfigError(
       "config.protocol='value' selects by evaluator S; add the stage "
@@ -74,7 +76,8 @@ def check(config: Config) -> None:
     raise ConfigError("config.stages needs 'tokenizer'.")
   load.check(config)
   policy.check(config.policy)
-  for name, stage in (("sft", sft), ("rl", rl), ("ranker", ranker)):
+  checked = {"sft": sft, "critic": critic, "rl": rl, "ranker": ranker}
+  for name, stage in checked.items():
     if name in config.stages:
       stage.check(config)
 

@@ -50,6 +50,7 @@ class Setting:
     catalogue: features and, after `tokenizer`, semantic IDs.
     judges: "a", "s", "b" -> Judge, after `evaluators`.
     params: system -> parameters, after the stages that learn one.
+    critic: the critic's parameters, after `critic`.
     history: stage -> evaluations during training.
     timing: stage -> seconds.
   """
@@ -63,6 +64,7 @@ class Setting:
   catalogue: Catalogue
   judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
   params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  critic: Any = None
   history: Mapping[str, list] = dataclasses.field(default_factory=dict)
   timing: Mapping[str, float] = dataclasses.field(default_factory=dict)
 

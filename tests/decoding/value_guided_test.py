@@ -84,9 +84,9 @@ def test_worth_says_where_to_branch():
   policy, params = toys.policy("pointer")
   game = sample.prepare(policy, params, toys.catalogue(), toys.request())
 
-  def value(wanted, prompt, state, t):
+  def value(wanted, prompt, state, level, slot):
     good = jnp.arange(prompt.keys.shape[2]) == wanted
-    return jnp.where((t == 0)[..., None] & good[None, None], 5.0, 0.0)
+    return jnp.where((slot == 0)[..., None] & good[None, None], 5.0, 0.0)
 
   tried = 0
   for wanted in range(toys.SIZES.candidates):

@@ -91,7 +91,6 @@ def check(config: Config) -> None:
     "explore": EXPLORE,
     "credit": CREDIT,
     "objective": OBJECTIVE,
-    "reward": REWARDS,
   }
   for field, table in parts.items():
     value = getattr(rl, field)
@@ -115,16 +114,7 @@ def check(config: Config) -> None:
       "policy, so the credit would be biased; use 1 or declare "
       "config.rl.biased_credit=True."
     )
-  if rl.reward == "world" and config.data.name != "world":
-    raise ConfigError(
-      f"config.rl.reward='world' needs config.data.name='world', not "
-      f"{config.data.name!r}; use reward='evaluator' or 'labels'."
-    )
-  if rl.reward == "evaluator" and "evaluators" not in config.stages:
-    raise ConfigError(
-      "config.rl.reward='evaluator' needs the stage 'evaluators' in "
-      "config.stages."
-    )
+  check_reward(config)
   states.check(config.rl_train, "config.rl_train")
   if rl.group < 2:
     raise ConfigError(
@@ -137,6 +127,25 @@ def check(config: Config) -> None:
     raise ConfigError(
       f"config.rl.branching={rl.branching} should multiply to config.rl.group="
       f"{rl.group}, the number of slates a request."
+    )
+
+
+def check_reward(config: Config) -> None:
+  """Raises ConfigError: a reward that is unknown or that the run lacks."""
+  rl = config.rl
+  if rl.reward not in REWARDS:
+    raise ConfigError(
+      f"config.rl.reward={rl.reward!r}; choose from {', '.join(REWARDS)}."
+    )
+  if rl.reward == "world" and config.data.name != "world":
+    raise ConfigError(
+      f"config.rl.reward='world' needs config.data.name='world', not "
+      f"{config.data.name!r}; use reward='evaluator' or 'labels'."
+    )
+  if rl.reward == "evaluator" and "evaluators" not in config.stages:
+    raise ConfigError(
+      "config.rl.reward='evaluator' needs the stage 'evaluators' in "
+      "config.stages."
     )
 
 

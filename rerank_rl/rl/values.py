@@ -1,0 +1,117 @@
+"""Values along paths, and the returns that they are held against."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.decoding import legality, sample
+from rerank_rl.decoding.value_guided import Value
+from rerank_rl.models.policy import Policy
+from rerank_rl.rl.objectives import Loss
+from rerank_rl.types import PAD, Array
+
+
+class PathValues(NamedTuple):
+  """A critic's values along paths; 0 at padding.
+
+  Attributes:
+    chosen: f32[B, G, T], of the child that the path takes at each state.
+    mean: f32[B, G, T], V of the state: its children's mean under the policy.
+    real: bool[B, G, T], False at padding.
+  """
+
+  chosen: Array
+  mean: Array
+  real: Array
+
+
+def along(
+  policy: Policy,
+  params,
+  value: Value,
+  game: sample.Game,
+  slate: Array,
+  rules: Sequence[legality.Rule] = (),
+) -> PathValues:
+  """Values of slates token by token; a value sees no later token.
+
+  Args:
+    policy: pure functions.
+    params: its parameters.
+    value: the critic.
+    game: from `sample.prepare` with the same parameters.
+    slate: i32[B, G, K], positions, PAD where empty.
+    rules: the rollout's business rules.
+
+  Returns:
+    PathValues.
+  """
+  trie, prompt = game
+  B, G, K = slate.shape
+  L = policy.levels
+  ranks = sample.ranks_of(trie, slate)
+  states = policy.states(params, prompt, ranks)
+  flat = lambda x: x.reshape(B, G * K, *x.shape[3:])
+  slots = jnp.arange(K, dtype=jnp.int32)
+  earlier = (slots[None] < slots[:, None])[None, None]
+  placed = flat(jnp.where(earlier, ranks[:, :, None], PAD))
+  slot = flat(jnp.broadcast_to(slots, (B, G, K)))
+  alive = legality.alive(trie, placed, slot, rules)
+  rank = flat(ranks)
+  real = rank >= 0
+
+  def at(state, level):
+    items = legality.under(trie, alive, rank, level)
+    mass = legality.masses(policy.logits(params, prompt, state, level), items)
+    worth = value(prompt, state, level, slot)
+    of_runs = legality.run_mean(trie, worth, mass, level)
+    chosen = jnp.take_along_axis(
+      of_runs, jnp.maximum(rank, 0)[..., None], axis=-1
+    )[..., 0]
+    tiny = jnp.finfo(mass.dtype).tiny
+    mean = (worth * mass).sum(-1) / jnp.maximum(mass.sum(-1), tiny)
+    return PathValues(
+      jnp.where(real, chosen, 0), jnp.where(real, mean, 0), real
+    )
+
+  out = jax.vmap(at, in_axes=(2, 0), out_axes=2)(flat(states), jnp.arange(L))
+  return jax.tree.map(lambda x: x.reshape(B, G, K * L), out)
+
+
+def lambda_returns(values: PathValues, reward: Array, decay: float) -> Array:
+  """TD(lambda) targets of the chosen children.
+
+    G_t = (1 - decay) V(s_{t+1}) + decay G_{t+1};  G = R at the last token
+
+  Within a slate nothing is discounted.
+
+  Args:
+    values: along the paths.
+    reward: f32[B, G].
+    decay: lambda; 1 is the reward itself, 0 the next state's value.
+
+  Returns:
+    f32[B, G, T], no gradient.
+  """
+
+  def back(after, xs):
+    mean, real = xs
+    here = (1 - decay) * mean + decay * after
+    return jnp.where(real, here, after), after
+
+  last = lambda x: jnp.moveaxis(x, -1, 0)
+  xs = last(values.mean), last(values.real)
+  _, out = jax.lax.scan(back, reward, xs, reverse=True)
+  return jax.lax.stop_gradient(jnp.moveaxis(out, 0, -1))
+
+
+def temporal_difference(
+  values: PathValues, reward: Array, decay: float
+) -> Loss:
+  """(Q(s, a) - sg G)^2, the mean over rollouts of the sum over tokens."""
+  target = lambda_returns(values, reward, decay)
+  square = jnp.where(values.real, (values.chosen - target) ** 2, 0)
+  G = reward.shape[1]
+  return Loss(square.sum() / G, values.real.sum() / G)

@@ -1,0 +1,190 @@
+"""Stage `critic`: what the SFT policy's prefixes are worth, token by token."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rerank_rl.config import Config, CriticConfig
+from rerank_rl.decoding import sample
+from rerank_rl.decoding.value_guided import Value
+from rerank_rl.models.critic import Critic
+from rerank_rl.models.policy import Policy
+from rerank_rl.rl import values
+from rerank_rl.training import loop
+from rerank_rl.training import state as states
+from rerank_rl.training.checkpoint import load_artifact
+from rerank_rl.training.setting import CHUNK, Setting, by_chunks, keep, ready
+from rerank_rl.training.stages import rl
+from rerank_rl.training.stages.sft import local_batches
+
+STAGE = "critic"
+
+
+def check(config: Config) -> None:
+  """Raises ConfigError: a reward that the run does not have, bad numbers."""
+  rl.check_reward(config)
+  states.check(config.critic_train, "config.critic_train")
+
+
+def make(policy: Policy) -> Critic:
+  """The critic of a policy's sizes."""
+  return Critic(policy.levels, policy.slots)
+
+
+def value_of(policy: Policy, params: Any) -> Value:
+  """Critic parameters as the pure function that search and credit call."""
+  return functools.partial(make(policy).apply, {"params": params})
+
+
+class Method(NamedTuple):
+  """The static parts of a critic step."""
+
+  policy: Policy
+  config: CriticConfig
+  tx: object
+  decay: float
+
+
+def _rollouts(policy, config, params, catalogue, reward, batch, key):
+  """(game, tree, rewards f32[B, G]) of the policy that is being valued."""
+  game = sample.prepare(policy, params, catalogue, batch.request)
+  tree = sample.chains(policy, params, game, key, config.group)
+  tree = jax.lax.stop_gradient(tree)
+  return game, tree, reward(batch, tree.slate).reward
+
+
+def step(method, catalogue, reward, params, state, batch, key):
+  """One batch: roll the policy out, one gradient step on TD(lambda).
+
+  Args:
+    method: static parts.
+    catalogue: the Catalogue.
+    reward: (impression, slate) -> Outcome.
+    params: the policy's parameters; they do not change.
+    state: TrainState of the critic.
+    batch: Impression.
+    key: PRNG key.
+
+  Returns:
+    (state, metrics as (sum, count)).
+  """
+  policy, config = method.policy, method.config
+  game, tree, worth = _rollouts(
+    policy, config, params, catalogue, reward, batch, key
+  )
+
+  def loss(critic):
+    value = value_of(policy, critic)
+    read = values.along(policy, params, value, game, tree.slate)
+    out = values.temporal_difference(read, worth, config.decay)
+    return out.total / jnp.maximum(out.denominator, 1), out
+
+  grads, out = jax.grad(loss, has_aux=True)(state.params)
+  state = states.apply_gradients(state, grads, method.tx, method.decay)
+  return state, {"loss": (out.total, out.denominator)}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _errors(policy, config, catalogue, reward, params, critic, batch, key):
+  """Squared errors by depth f32[B, T] of the values of what was sampled."""
+  game, tree, worth = _rollouts(
+    policy, config, params, catalogue, reward, batch, key
+  )
+  value = value_of(policy, critic)
+  read = values.along(policy, params, value, game, tree.slate)
+  square = jnp.where(read.real, (read.chosen - worth[..., None]) ** 2, 0)
+  return square.mean(1)
+
+
+def run(setting: Setting) -> Setting:
+  """Learns, resumes or reloads the critic of the SFT policy.
+
+  Args:
+    setting: after `sft`.
+
+  Returns:
+    With `critic`.
+  """
+  config = setting.config
+  check(config)
+  setting = setting.identified(
+    STAGE,
+    setting.identity["sft"],
+    config.rl.reward,
+    config.critic,
+    config.critic_train,
+  )
+  if not ready(setting, STAGE):
+    _fit(setting)
+  params, meta = load_artifact(setting.folder(STAGE))
+  history = {**setting.history, STAGE: meta["history"]}
+  return dataclasses.replace(setting, critic=params, history=history)
+
+
+def _fit(setting: Setting) -> None:
+  config, policy = setting.config, setting.policy
+  params = jax.tree.map(jnp.asarray, setting.params[config.sft_name])
+  reward = setting.reward(config.rl.reward)
+  tx = states.optimizer(config.critic_train)
+  valid = setting.dataset.splits["valid"]
+  key = setting.key(STAGE)
+
+  def evaluate(critic):
+    errors = by_chunks(
+      lambda batch: _errors(
+        policy,
+        config.critic,
+        setting.catalogue,
+        reward,
+        params,
+        critic,
+        batch,
+        key,
+      ),
+      CHUNK // 2,
+      valid,
+    ).mean(0)
+    ends = errors.reshape(policy.slots, policy.levels)[:, -1]
+    by_slot = {f"error_slot_{k}": float(e) for k, e in enumerate(ends)}
+    return {"error": float(np.mean(errors)), **by_slot}
+
+  fit = loop.fit(
+    states.create(_init(setting, params), tx),
+    jax.tree_util.Partial(
+      functools.partial(
+        step, Method(policy, config.critic, tx, config.critic_train.ema)
+      ),
+      setting.catalogue,
+      reward,
+      params,
+    ),
+    local_batches(setting, config.critic_train.batch_size, STAGE),
+    config.critic_train,
+    key,
+    folder=setting.folder(STAGE),
+    title=STAGE,
+    evaluate=evaluate,
+    select=("error", False),
+    mesh=setting.mesh,
+  )
+  keep(setting, STAGE, fit.best_params, history=fit.history)
+
+
+def _init(setting: Setting, params: Any) -> Any:
+  """Fresh parameters of the critic."""
+  policy = setting.policy
+  train = setting.dataset.splits["train"]
+  example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
+
+  @jax.jit
+  def init(key, params):
+    game = sample.prepare(policy, params, setting.catalogue, example)
+    slot = jnp.zeros((2, 1), jnp.int32)
+    root = game.prompt.root[:, None]
+    return make(policy).init(key, game.prompt, root, 0, slot)["params"]
+
+  return init(setting.key("critic/init"), params)
