@@ -146,11 +146,12 @@ def bounds(setting: Setting, world: World) -> Slates:
   setting = setting.identified("bounds", setting.identity["data"])
   if not ready(setting, "bounds"):
     test = setting.dataset.splits["test"]
-    keep(setting, "bounds", _bounds(world, setting.config.seed, test))
+    keep(setting, "bounds", bounds_of(world, setting.config.seed, test))
   return load_artifact(setting.folder("bounds"))[0]
 
 
-def _bounds(world: World, seed: int, impressions: Impression) -> Slates:
+def bounds_of(world: World, seed: int, impressions: Impression) -> Slates:
+  """`bounds` of any impressions, made anew."""
   key = jax.random.key(seed)
   request = impressions.request
   return {

@@ -1,0 +1,163 @@
+"""Search at equal forward tokens: python -m benchmarks.search --workdir=RUN.
+
+RUN is a finished run of the world with SFT. Its critic is fitted (or found in
+the artifacts), then the same SFT policy is searched in several ways, A chooses
+among the leaves of each, and the truth judges what A chose. A budget is a
+multiple of one greedy slate's T - 1 tokens.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import json
+import pathlib
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import common
+from launch import errors
+from rerank_rl import config as config_lib
+from rerank_rl.decoding import beam, fixed_tree, sample, value_guided
+from rerank_rl.evaluation import bootstrap
+from rerank_rl.training import pipeline, systems
+from rerank_rl.training.setting import Setting, by_chunks, local, valuer
+from rerank_rl.training.stages import critic
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A finished run.")
+_ARTIFACTS = flags.DEFINE_string("artifacts", None, "Default: the workdir.")
+_BUDGETS = flags.DEFINE_list("budgets", ["1", "2", "4", "8", "16"], "Times.")
+_REQUESTS = flags.DEFINE_integer("requests", 512, "Of the split, from its top.")
+_SPLIT = flags.DEFINE_string("split", "test", "valid while choosing numbers.")
+_ENTROPY = flags.DEFINE_float("entropy", 0.1, "Of value_guided.")
+_EXPLORE = flags.DEFINE_float("explore", 1.0, "Of value_guided.")
+_CHUNK = 64
+
+Search = Callable  # (params, critic's, game, key) -> TokenTree
+
+
+def rivals(policy, times: int) -> dict[str, Search]:
+  """Every way to spend `times` greedy slates' tokens, by name."""
+  T = policy.slots * policy.levels
+  budget = times * (T - 1)
+  out: dict[str, Search] = {
+    "samples": lambda p, c, game, key: sample.chains(
+      policy, p, game, key, times
+    ),
+    "beam": lambda p, c, game, key: beam.beam(policy, p, game, times),
+    "stochastic_beam": lambda p, c, game, key: beam.beam(
+      policy, p, game, times, key=key
+    ),
+    "value_guided": lambda p, c, game, key: value_guided.value_guided(
+      policy,
+      p,
+      critic.value_of(policy, c),
+      game,
+      budget,
+      _ENTROPY.value,
+      _EXPLORE.value,
+    ),
+  }
+  for slot in range(0, policy.slots, 2):
+    shape = branching_at(slot * policy.levels, budget, T)
+    out[f"tree_at_slot_{slot}"] = functools.partial(_tree, policy, shape)
+  return out
+
+
+def _tree(policy, shape, p, c, game, key):
+  del c
+  return fixed_tree.fixed_tree(policy, p, game, shape, key)
+
+
+def branching_at(depth: int, budget: int, tokens: int) -> tuple[int, ...]:
+  """One branching at a depth, as wide as the budget of tokens allows."""
+  width = 1
+  while fixed_tree.forward_tokens((*[1] * depth, width + 1), tokens) <= budget:
+    width += 1
+  return (*[1] * depth, width)
+
+
+def chosen(setting: Setting, search: Search, impressions) -> np.ndarray:
+  """The leaf that A likes best, i32[n, K], of each request's tree."""
+  policy, reward = setting.policy, setting.judged_by("a")
+
+  @jax.jit
+  def best(params, values, catalogue, reward, batch, key):
+    game = sample.prepare(policy, params, catalogue, batch.request)
+    slate = search(params, values, game, key).slate
+    worth = jnp.where((slate >= 0).any(-1), reward(batch, slate).reward, -1e9)
+    index = jnp.argmax(worth, axis=1)
+    return jnp.take_along_axis(slate, index[:, None, None], axis=1)[:, 0]
+
+  params = local(setting.params[setting.config.sft_name])
+  key = setting.key("search")
+  return by_chunks(
+    lambda x: best(params, setting.critic, setting.catalogue, reward, x, key),
+    _CHUNK,
+    impressions,
+  )
+
+
+def learnt() -> Setting:
+  """The run's setting with its critic."""
+  workdir = pathlib.Path(_WORKDIR.value)
+  text = (workdir / "config.json").read_text(encoding="utf-8")
+  config = config_lib.freeze(json.loads(text))
+  stages = ("tokenizer", "evaluators", "sft", "critic")
+  config = dataclasses.replace(config, stages=stages)
+  artifacts = pathlib.Path(_ARTIFACTS.value or workdir)
+  return pipeline.learn(pipeline.begin(config, artifacts))
+
+
+def main(argv: list[str]) -> None:
+  """Prints a table for each budget."""
+  del argv
+  setting = learnt()
+  if setting.world is None:
+    raise config_lib.ConfigError("--workdir should be a run of the world.")
+  whole = setting.dataset.splits[_SPLIT.value]
+  part = jax.tree.map(lambda x: x[: _REQUESTS.value], whole)
+  truth, a = valuer(setting.reward("world")), valuer(setting.judged_by("a"))
+  bounds = systems.bounds_of(setting.world, setting.config.seed, part)
+  optimum, bayes = (
+    truth(part, bounds["optimum"]),
+    truth(part, bounds["bayes_list"]),
+  )
+  for times in map(int, _BUDGETS.value):
+    found = {
+      name: chosen(setting, search, part)
+      for name, search in rivals(setting.policy, times).items()
+    }
+    worth = {name: truth(part, slate) for name, slate in found.items()}
+    ours = worth.pop("value_guided")
+    rows = [
+      (
+        "value_guided",
+        *_cells(ours, a(part, found["value_guided"]), optimum),
+        "",
+      )
+    ]
+    for name, values in worth.items():
+      d = bootstrap.paired_difference(ours[None], values[None], optimum[None])
+      difference = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+      cells = _cells(values, a(part, found[name]), optimum)
+      rows.append((name, *cells, difference))
+    best = max(v.mean() for v in worth.values())
+    closed = (ours.mean() - best) / (bayes.mean() - best)
+    columns = ("search", "share of optimum", "A", "value_guided minus it")
+    title = (
+      f"{times} x {setting.policy.slots * setting.policy.levels - 1} tokens; "
+      f"bayes_list {bayes.sum() / optimum.sum():.4f}; closes {closed:.1%} of "
+      "the gap from the best rival"
+    )
+    common.show(title, columns, rows)
+
+
+def _cells(values, a, optimum):
+  return f"{values.sum() / optimum.sum():.4f}", f"{a.mean():.4f}"
+
+
+if __name__ == "__main__":
+  errors.run(app, main)

@@ -1,0 +1,150 @@
+"""Values along paths: no look ahead, right means, right returns."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rerank_rl.decoding import sample
+from rerank_rl.models.critic import Critic
+from rerank_rl.rl import learner, values
+from rerank_rl.types import PAD
+from tests import toys
+
+L, K = toys.SIZES.levels, toys.SIZES.slots
+
+
+@functools.cache
+def _play(group=16):
+  policy, params = toys.policy("global")
+
+  @jax.jit
+  def play(params):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    tree = sample.chains(policy, params, game, jax.random.key(0), group)
+    return game, tree
+
+  return policy, params, *play(params)
+
+
+@functools.cache
+def _critic():
+  policy, _, game, _ = _play()
+  made = Critic(policy.levels, policy.slots)
+  slot = jnp.zeros((game.prompt.root.shape[0], 1), jnp.int32)
+  root = game.prompt.root[:, None]
+  init = jax.jit(lambda p: made.init(jax.random.key(1), p, root, 0, slot))
+  params = init(game.prompt)["params"]
+  return made, jax.tree.map(lambda x: 3 * x + 0.1, params)
+
+
+@jax.jit
+def _along(critic, params, game, slate):
+  policy, made = _play()[0], _critic()[0]
+  value = functools.partial(made.apply, {"params": critic})
+  return values.along(policy, params, value, game, slate)
+
+
+def test_returns_by_hand():
+  mean = jnp.array([[[9.0, 1.0, 2.0, 7.0]]])
+  real = jnp.array([[[True, True, True, False]]])
+  read = values.PathValues(0 * mean, mean, real)
+  reward = jnp.array([[4.0]])
+  got = values.lambda_returns(read, reward, 0.5)
+  # The last real token is worth the reward; padding does not count.
+  np.testing.assert_allclose(got[0, 0, :3], [2.0, 3.0, 4.0])
+  np.testing.assert_allclose(values.lambda_returns(read, reward, 1.0), 4.0)
+  none = values.lambda_returns(read, reward, 0.0)
+  np.testing.assert_allclose(none[0, 0, :3], [1.0, 2.0, 4.0])
+
+
+def test_a_value_sees_no_later_token():
+  _, params, game, tree = _play()
+  critic = _critic()[1]
+  read = _along(critic, params, game, tree.slate)
+  for slot in range(1, K):
+    # Another last part, of the same request's other rollouts.
+    other = jnp.roll(tree.slate, 1, axis=1)
+    mixed = jnp.concatenate([tree.slate[..., :slot], other[..., slot:]], -1)
+    again = _along(critic, params, game, mixed)
+    early = slice(0, slot * L)
+    for field in ("chosen", "mean"):
+      one, two = getattr(read, field), getattr(again, field)
+      np.testing.assert_allclose(
+        one[..., early], two[..., early], rtol=1e-4, atol=1e-5
+      )
+    assert np.abs(read.chosen - again.chosen)[..., slot * L :].max() > 0.01
+
+
+def test_a_states_value_is_its_childrens_mean():
+  policy, params, game, tree = _play()
+  made, critic = _critic()
+  read = _along(critic, params, game, tree.slate)
+  scores = learner.score_slates(policy, params, game, tree.slate)
+  ranks = sample.ranks_of(game.trie, tree.slate)
+  states = policy.states(params, game.prompt, ranks)
+  B, G = tree.slate.shape[:2]
+  slot = jnp.broadcast_to(jnp.arange(K), (B, G, K)).reshape(B, G * K)
+  for level in range(L):
+    state = states[:, :, :, level].reshape(B, G * K, -1)
+    worth = made.apply({"params": critic}, game.prompt, state, level, slot)
+    worth = np.asarray(worth).reshape(B, G, K, -1)
+    if level == L - 1:  # A token is an item here: no mean within its run.
+      at = np.arange(K) * L + level
+      p = np.where(scores.legal, np.exp(scores.dist), 0)[:, :, at]
+      np.testing.assert_allclose(
+        read.mean[:, :, at], (p * worth).sum(-1), rtol=1e-4, atol=1e-5
+      )
+      own = np.take_along_axis(
+        worth, np.maximum(np.asarray(ranks), 0)[..., None], -1
+      )[..., 0]
+      own = np.where(np.asarray(ranks) == PAD, 0, own)
+      np.testing.assert_allclose(read.chosen[:, :, at], own, rtol=1e-4)
+  assert (np.asarray(read.real) == np.asarray(tree.path != PAD)).all()
+
+
+def test_the_policy_gets_no_gradient():
+  _, params, _, tree = _play()
+  policy, critic = _play()[0], _critic()[1]
+
+  def loss(params):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    value = functools.partial(_critic()[0].apply, {"params": critic})
+    states = policy.states(
+      params, game.prompt, sample.ranks_of(game.trie, tree.slate)
+    )
+    state = states[:, 0, :, 0]
+    slot = jnp.broadcast_to(jnp.arange(K), state.shape[:2])
+    return value(game.prompt, state, 0, slot).sum()
+
+  for gradient in jax.tree.leaves(jax.jit(jax.grad(loss))(params)):
+    assert (np.asarray(gradient) == 0).all()
+
+
+def test_temporal_differences_learn_the_reward():
+  """The value of a finished slate is its reward, which the last head learns."""
+  policy, params, game, tree = _play(64)
+  made, critic = _critic()
+  reward = jnp.sin(tree.slate @ jnp.array([0.9, 0.4, 0.2]))
+  tx = optax.adam(1e-2)
+
+  def loss(critic):
+    value = functools.partial(made.apply, {"params": critic})
+    read = values.along(policy, params, value, game, tree.slate)
+    out = values.temporal_difference(read, reward, 0.9)
+    return out.total / out.denominator, read
+
+  @jax.jit
+  def step(critic, state):
+    grads, read = jax.grad(loss, has_aux=True)(critic)
+    updates, state = tx.update(grads, state)
+    return optax.apply_updates(critic, updates), state, read
+
+  state = tx.init(critic)
+  for _ in range(300):
+    critic, state, read = step(critic, state)
+  full = np.array([0, 3])  # Requests with all five candidates.
+  left = np.asarray((read.chosen[..., -1] - reward) ** 2)[full].mean()
+  assert left < 0.3 * np.asarray(reward)[full].var(axis=1).mean()
