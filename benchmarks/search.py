@@ -7,30 +7,22 @@ multiple of one greedy slate's T - 1 tokens.
 """
 
 from collections.abc import Callable
-import dataclasses
 import functools
-import json
-import pathlib
 
 from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import common
+from benchmarks import common, runs
 from launch import errors
-from rerank_rl import config as config_lib
 from rerank_rl.decoding import beam, fixed_tree, sample, value_guided
 from rerank_rl.evaluation import bootstrap
-from rerank_rl.training import pipeline, systems
+from rerank_rl.training import systems
 from rerank_rl.training.setting import Setting, by_chunks, local, valuer
 from rerank_rl.training.stages import critic
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A finished run.")
-_ARTIFACTS = flags.DEFINE_string("artifacts", None, "Default: the workdir.")
 _BUDGETS = flags.DEFINE_list("budgets", ["1", "2", "4", "8", "16"], "Times.")
-_REQUESTS = flags.DEFINE_integer("requests", 512, "Of the split, from its top.")
-_SPLIT = flags.DEFINE_string("split", "test", "valid while choosing numbers.")
 _ENTROPY = flags.DEFINE_float("entropy", 0.1, "Of value_guided.")
 _EXPLORE = flags.DEFINE_float("explore", 1.0, "Of value_guided.")
 _CHUNK = 64
@@ -100,25 +92,11 @@ def chosen(setting: Setting, search: Search, impressions) -> np.ndarray:
   )
 
 
-def learnt() -> Setting:
-  """The run's setting with its critic."""
-  workdir = pathlib.Path(_WORKDIR.value)
-  text = (workdir / "config.json").read_text(encoding="utf-8")
-  config = config_lib.freeze(json.loads(text))
-  stages = ("tokenizer", "evaluators", "sft", "critic")
-  config = dataclasses.replace(config, stages=stages)
-  artifacts = pathlib.Path(_ARTIFACTS.value or workdir)
-  return pipeline.learn(pipeline.begin(config, artifacts))
-
-
 def main(argv: list[str]) -> None:
   """Prints a table for each budget."""
   del argv
-  setting = learnt()
-  if setting.world is None:
-    raise config_lib.ConfigError("--workdir should be a run of the world.")
-  whole = setting.dataset.splits[_SPLIT.value]
-  part = jax.tree.map(lambda x: x[: _REQUESTS.value], whole)
+  setting = runs.learnt("tokenizer", "evaluators", "sft", "critic")
+  part = runs.requests(setting)
   truth, a = valuer(setting.reward("world")), valuer(setting.judged_by("a"))
   bounds = systems.bounds_of(setting.world, setting.config.seed, part)
   optimum, bayes = (
