@@ -174,7 +174,10 @@ class Config:
   critic: CriticConfig = CriticConfig()
   critic_train: TrainConfig = TrainConfig(steps=200, batch_size=32)
   rl: RLConfig = RLConfig()
-  rl_train: TrainConfig = TrainConfig(steps=200, batch_size=32, eval_every=50)
+  # A short average: one of 100 steps would lag behind a run of 200.
+  rl_train: TrainConfig = TrainConfig(
+    steps=200, batch_size=32, ema=0.95, eval_every=50
+  )
 
 
 class ConfigError(ValueError):
