@@ -15,41 +15,25 @@ from rerank_rl.evaluation import bootstrap
 from rerank_rl.models import evaluator as evaluators
 from rerank_rl.training import systems
 from rerank_rl.training.setting import Setting, by_chunks, valuer
-from rerank_rl.training.stages import sft
 from rerank_rl.types import PAD, Array, Impression, Request
 
 _CHUNK = 128
 
 
-def by_a(setting: Setting, impressions: Impression) -> dict[str, np.ndarray]:
-  """Slates i32[n, K] that A ranks in three ways."""
+def sorted_by_a(setting: Setting, impressions: Impression) -> np.ndarray:
+  """Candidates by what A says of each alone on top, i32[n, K]."""
   model, fitted = setting.judges["a"]
   features, weights = setting.catalogue.features, jnp.asarray(setting.weights)
 
-  def alone(fitted, request: Request) -> Array:
+  @jax.jit
+  def rank(fitted, request: Request) -> Array:
     score = evaluators.next_values(model, fitted, features, request, weights)
     B = request.candidates.shape[0]
     first = score(jnp.full((B, 1, model.slots), PAD, jnp.int32), 0)[:, 0]
     first = jnp.where(request.candidates >= 0, first, -jnp.inf)
     return jax.lax.top_k(first, model.slots)[1].astype(jnp.int32)
 
-  def searched(width):
-    return lambda fitted, request: sft.search_slates(
-      model, fitted, features, weights, request, width
-    )[:, 0]
-
-  rankers = {
-    "sorted by A": alone,
-    "list-greedy on A": searched(1),
-    "beam 8 on A": searched(8),
-  }
-  out = {}
-  for name, rank in rankers.items():
-    rank = jax.jit(rank)
-    out[name] = by_chunks(
-      lambda r, rank=rank: rank(fitted, r), _CHUNK, impressions.request
-    )
-  return out
+  return by_chunks(lambda r: rank(fitted, r), _CHUNK, impressions.request)
 
 
 def main(argv: list[str]) -> None:
@@ -60,13 +44,16 @@ def main(argv: list[str]) -> None:
   truth = valuer(setting.reward("world"))
   bounds = systems.bounds_of(setting.world, setting.config.seed, part)
   best = truth(part, bounds["optimum"])
-  found = {name: truth(part, s) for name, s in by_a(setting, part).items()}
-  base = found["sorted by A"]
+  base = truth(part, sorted_by_a(setting, part))
+  found = {
+    "sorted by A": base,
+    "list-greedy on A": truth(part, systems.beam_on_a(setting, part, 1)),
+    "beam 8 on A": truth(part, systems.beam_on_a(setting, part, 8)),
+  }
   rows = []
   for name, worth in found.items():
     d = bootstrap.paired_difference(worth[None], base[None], best[None])
-    difference = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
-    rows.append((name, f"{worth.sum() / best.sum():.4f}", difference))
+    rows.append((name, f"{worth.sum() / best.sum():.4f}", d.signed()))
   columns = ("list", "share of optimum", "minus sorted by A")
   common.show(
     f"{len(base)} requests of seed {setting.config.seed}", columns, rows

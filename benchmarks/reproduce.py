@@ -253,7 +253,7 @@ def _difference(found: dict, system: str, table: Table) -> str:
   if column != metric:
     per = stack(own, "optimum")
   d = bootstrap.paired_difference(stack(own, column), stack(other, column), per)
-  return f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+  return d.signed()
 
 
 def write(docs: pathlib.Path, name: str, text: str) -> None:

@@ -7,19 +7,15 @@ multiple of one greedy slate's T - 1 tokens.
 """
 
 from collections.abc import Callable
-import functools
 
 from absl import app, flags
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from benchmarks import common, runs
 from launch import errors
 from rerank_rl.decoding import beam, fixed_tree, sample, value_guided
 from rerank_rl.evaluation import bootstrap
 from rerank_rl.training import systems
-from rerank_rl.training.setting import Setting, by_chunks, local, valuer
+from rerank_rl.training.setting import Setting, valuer
 from rerank_rl.training.stages import critic
 
 _BUDGETS = flags.DEFINE_list("budgets", ["1", "2", "4", "8", "16"], "Times.")
@@ -27,40 +23,31 @@ _ENTROPY = flags.DEFINE_float("entropy", 0.1, "Of value_guided.")
 _EXPLORE = flags.DEFINE_float("explore", 1.0, "Of value_guided.")
 _CHUNK = 64
 
-Search = Callable  # (params, critic's, game, key) -> TokenTree
+Search = Callable  # (params, game, key) -> TokenTree
 
 
-def rivals(policy, times: int) -> dict[str, Search]:
+def rivals(setting: Setting, times: int) -> dict[str, Search]:
   """Every way to spend `times` greedy slates' tokens, by name."""
+  policy = setting.policy
   T = policy.slots * policy.levels
   budget = times * (T - 1)
+  value = critic.value_of(policy, setting.critic)
   out: dict[str, Search] = {
-    "samples": lambda p, c, game, key: sample.chains(
-      policy, p, game, key, times
-    ),
-    "beam": lambda p, c, game, key: beam.beam(policy, p, game, times),
-    "stochastic_beam": lambda p, c, game, key: beam.beam(
+    "samples": lambda p, game, key: sample.chains(policy, p, game, key, times),
+    "beam": lambda p, game, key: beam.beam(policy, p, game, times),
+    "stochastic_beam": lambda p, game, key: beam.beam(
       policy, p, game, times, key=key
     ),
-    "value_guided": lambda p, c, game, key: value_guided.value_guided(
-      policy,
-      p,
-      critic.value_of(policy, c),
-      game,
-      budget,
-      _ENTROPY.value,
-      _EXPLORE.value,
+    "value_guided": lambda p, game, key: value_guided.value_guided(
+      policy, p, value, game, budget, _ENTROPY.value, _EXPLORE.value
     ),
   }
   for slot in range(0, policy.slots, 2):
     shape = branching_at(slot * policy.levels, budget, T)
-    out[f"tree_at_slot_{slot}"] = functools.partial(_tree, policy, shape)
+    out[f"tree_at_slot_{slot}"] = lambda p, game, key, shape=shape: (
+      fixed_tree.fixed_tree(policy, p, game, shape, key)
+    )
   return out
-
-
-def _tree(policy, shape, p, c, game, key):
-  del c
-  return fixed_tree.fixed_tree(policy, p, game, shape, key)
 
 
 def branching_at(depth: int, budget: int, tokens: int) -> tuple[int, ...]:
@@ -71,57 +58,30 @@ def branching_at(depth: int, budget: int, tokens: int) -> tuple[int, ...]:
   return (*[1] * depth, width)
 
 
-def chosen(setting: Setting, search: Search, impressions) -> np.ndarray:
-  """The leaf that A likes best, i32[n, K], of each request's tree."""
-  policy, reward = setting.policy, setting.judged_by("a")
-
-  @jax.jit
-  def best(params, values, catalogue, reward, batch, key):
-    game = sample.prepare(policy, params, catalogue, batch.request)
-    slate = search(params, values, game, key).slate
-    worth = jnp.where((slate >= 0).any(-1), reward(batch, slate).reward, -1e9)
-    index = jnp.argmax(worth, axis=1)
-    return jnp.take_along_axis(slate, index[:, None, None], axis=1)[:, 0]
-
-  params = local(setting.params[setting.config.sft_name])
-  key = setting.key("search")
-  return by_chunks(
-    lambda x: best(params, setting.critic, setting.catalogue, reward, x, key),
-    _CHUNK,
-    impressions,
-  )
-
-
 def main(argv: list[str]) -> None:
   """Prints a table for each budget."""
   del argv
   setting = runs.learnt("tokenizer", "evaluators", "sft", "critic")
   part = runs.requests(setting)
+  params = setting.params[setting.config.sft_name]
+  key = setting.key("search")
   truth, a = valuer(setting.reward("world")), valuer(setting.judged_by("a"))
   bounds = systems.bounds_of(setting.world, setting.config.seed, part)
-  optimum, bayes = (
-    truth(part, bounds["optimum"]),
-    truth(part, bounds["bayes_list"]),
-  )
+  optimum = truth(part, bounds["optimum"])
+  bayes = truth(part, bounds["bayes_list"])
   for times in map(int, _BUDGETS.value):
     found = {
-      name: chosen(setting, search, part)
-      for name, search in rivals(setting.policy, times).items()
+      name: systems.best_leaf(setting, params, part, search, key, _CHUNK)
+      for name, search in rivals(setting, times).items()
     }
     worth = {name: truth(part, slate) for name, slate in found.items()}
     ours = worth.pop("value_guided")
-    rows = [
-      (
-        "value_guided",
-        *_cells(ours, a(part, found["value_guided"]), optimum),
-        "",
-      )
-    ]
+    cells = _cells(ours, a(part, found["value_guided"]), optimum)
+    rows = [("value_guided", *cells, "")]
     for name, values in worth.items():
       d = bootstrap.paired_difference(ours[None], values[None], optimum[None])
-      difference = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
       cells = _cells(values, a(part, found[name]), optimum)
-      rows.append((name, *cells, difference))
+      rows.append((name, *cells, d.signed()))
     best = max(v.mean() for v in worth.values())
     closed = (ours.mean() - best) / (bayes.mean() - best)
     columns = ("search", "share of optimum", "A", "value_guided minus it")

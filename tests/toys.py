@@ -10,7 +10,7 @@ import numpy as np
 from rerank_rl.config import PolicyConfig
 from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
-from rerank_rl.types import PAD, Catalogue, Request
+from rerank_rl.types import PAD, Catalogue, Outcome, Request
 
 HEADS = ("global", "pointer", "local_index")
 SIZES = Sizes(codes=3, levels=3, slots=3, history=4, candidates=5)
@@ -50,6 +50,22 @@ def policy(head: str, sharpness: float = 1.3, seed: int = 0, sizes=SIZES):
   made: Policy = make_policy(PolicyConfig(head=head, dim=16), sizes)
   params = jax.jit(made.init)(jax.random.key(seed), catalogue(), request())
   return made, jax.tree.map(lambda x: x * sharpness, params)
+
+
+def wide_policy(head: str):
+  """The same with parameters in 64 bits; within `jax.enable_x64`.
+
+  Only an error can then be seen: rounding stays near 1e-14.
+  """
+  config = PolicyConfig(head=head, dim=16, dtype="float64")
+  to_wide = lambda x: jnp.asarray(x, jnp.float64)
+  return make_policy(config, SIZES), jax.tree.map(to_wide, policy(head)[1])
+
+
+def outcome(tree) -> Outcome:
+  """A worth of slates that tells any two of them apart."""
+  reward = jnp.sin(tree.slate @ jnp.array([5.0, 3.0, 1.0]))
+  return Outcome(reward, jnp.zeros(tree.slate.shape), 0 * reward)
 
 
 def every_slate(sizes: Sizes = SIZES) -> np.ndarray:

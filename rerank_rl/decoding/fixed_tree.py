@@ -16,9 +16,14 @@ def leaves(branching: Sequence[int]) -> int:
   return math.prod(branching)
 
 
+def _by_depth(branching: Sequence[int], tokens: int) -> list[int]:
+  """The branching at each of T depths: 1 beyond its end."""
+  return [*branching, *([1] * (tokens - len(branching)))]
+
+
 def forward_tokens(branching: Sequence[int], tokens: int) -> int:
   """Tokens that a tree of T levels feeds; the last level is never fed."""
-  every = [*branching, *([1] * (tokens - len(branching)))]
+  every = _by_depth(branching, tokens)
   return sum(leaves(every[: t + 1]) for t in range(tokens - 1))
 
 
@@ -48,8 +53,7 @@ def fixed_tree(
     fewer tokens are legal than the tree has room for, leaves are PAD.
   """
   G, T = leaves(branching), policy.slots * policy.levels
-  every = [*branching, *([1] * (T - len(branching)))]
-  children = jnp.asarray(every, jnp.int32)
+  children = jnp.asarray(_by_depth(branching, T), jnp.int32)
   nodes_at = jnp.cumprod(children)
 
   def keep(nodes, total, legal, t):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.decoding import legality, sample, tree
+from rerank_rl.models import prefix_lm
 from rerank_rl.models.policy import Policy
 from rerank_rl.types import PAD, ROOT, Array, TokenTree
 
@@ -134,12 +135,12 @@ def _branch(policy, params, game, nodes, t, keep, rules):
   total = jnp.maximum(total, 4 * legality.NEGATIVE)
   kept = keep(nodes, total, legal, t)
   parent, rank = kept.index // N, (kept.index % N).astype(jnp.int32)
-  take = lambda x: jax.vmap(lambda v, i: v[i])(x, parent)
+  take = lambda x: prefix_lm.take(x, parent)
   flat = lambda x: jnp.take_along_axis(x.reshape(B, W * N), kept.index, 1)
   rank = jnp.where(take(some[..., 0]), rank, PAD)
   reached = jnp.where(kept.real, flat(total), 4 * legality.NEGATIVE)
   real = (rank >= 0) & (reached > legality.NEGATIVE / 2)
-  mean = jnp.where(first, logp, 0).sum(-1) / jnp.maximum(first.sum(-1), 1)
+  mean = legality.mean_log_prob(logp, first)
   edge = jnp.asarray(t * W + jnp.arange(W), jnp.int32)
   edge = jnp.broadcast_to(edge, (B, W))
   seen = take(nodes.seen)

@@ -231,6 +231,12 @@ def log_prob_of(trie: Trie, mass: Array, rank: Array, level: Array) -> Array:
   return jnp.where(rank >= 0, log(jnp.where(run, mass, 0)) - log(mass), 0)
 
 
+def mean_log_prob(logp: Array, first: Array) -> Array:
+  """Mean f32[...] of log-probabilities f32[..., N] over `first`; 0 if none."""
+  total = jnp.where(first, logp, 0).sum(-1)
+  return total / jnp.maximum(first.sum(-1), 1)
+
+
 def renormalise(logits: Array, first: Array) -> Array:
   """Log-softmax f32[..., N] over `first`, NEGATIVE elsewhere; 0 if none."""
   masked = jnp.where(first, logits, NEGATIVE)

@@ -90,7 +90,7 @@ def chains(
     rank = jnp.where(items.any(-1), rank, PAD)
     put = jnp.where(level == L - 1, rank, placed[:, :, slot])
     logp = legality.log_prob_of(trie, mass, rank, level)
-    mean = jnp.where(first, dist, 0).sum(-1) / jnp.maximum(first.sum(-1), 1)
+    mean = legality.mean_log_prob(dist, first)
     record = logp, mean, logp if logq is None else logq
     return placed.at[:, :, slot].set(put), rank, record
 

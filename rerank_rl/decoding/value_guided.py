@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.decoding import legality, sample, tree
+from rerank_rl.models import prefix_lm
 from rerank_rl.models.policy import Policy
 from rerank_rl.models.prefix_lm import Prompt
 from rerank_rl.types import PAD, ROOT, Array, TokenTree
@@ -176,7 +177,7 @@ def value_guided(
     worth=number(N),
     open=never(N),
     priority=number(),
-    visits=nothing(),
+    visits=jnp.zeros((B, M), jnp.int32),
     leaf=never(),
   )
   first = jnp.zeros((B,), jnp.int32)
@@ -207,9 +208,8 @@ def _select(nodes, left, T, explore):
   count = jnp.maximum(at.sum(1), 1)
   mean = jnp.einsum("bm,bmt->bt", nodes.priority, at) / count
   decisive = nodes.priority >= jnp.einsum("bt,bmt->bm", mean, at)
-  begun = jnp.maximum(nodes.visits, 0)
-  total = begun.sum(1, keepdims=True)
-  bonus = jnp.sqrt(jnp.log(total + 1.0) / (begun + 1))
+  total = nodes.visits.sum(1, keepdims=True)
+  bonus = jnp.sqrt(jnp.log(total + 1.0) / (nodes.visits + 1))
   score = nodes.priority + explore * bonus
   gated = fits & decisive
   allowed = jnp.where(gated.any(1, keepdims=True), gated, fits)
@@ -250,7 +250,7 @@ def _as_tree(trie, nodes, token, logp) -> TokenTree:
   K, T = nodes.placed.shape[2], nodes.path.shape[2]
   G = S - T + 2
   order = jnp.argsort(~nodes.leaf, axis=1)[:, :G]
-  take = lambda x: jax.vmap(lambda v, i: v[i])(x, order)
+  take = lambda x: prefix_lm.take(x, order)
   found, path, placed = take(nodes.leaf), take(nodes.path), take(nodes.placed)
   # The last token is chosen at the leaf's state: no forward.
   last = jnp.argmax(take(nodes.logp), -1).astype(jnp.int32)
@@ -261,7 +261,7 @@ def _as_tree(trie, nodes, token, logp) -> TokenTree:
   put = jnp.where(ends, last, placed[:, :, K - 1])
   placed = placed.at[:, :, K - 1].set(put)
   take_last = lambda x: jnp.take_along_axis(x, last[..., None], -1)[..., 0]
-  code = jax.vmap(lambda c, i: c[i])(trie.codes[:, :, -1], last)
+  code = prefix_lm.take(trie.codes[:, :, -1], last)
   parent = jnp.where(ends, path[:, :, T - 2] if T > 1 else ROOT, ROOT)
   real = token != PAD
   depth = nodes.depth[:, 1:] - 1
@@ -269,7 +269,7 @@ def _as_tree(trie, nodes, token, logp) -> TokenTree:
     nodes.path[:, 1:], jnp.maximum(depth - 1, 0)[..., None], -1
   )[..., 0]
   legal = nodes.logp > legality.NEGATIVE / 2
-  mean = jnp.where(legal, nodes.logp, 0).sum(-1) / jnp.maximum(legal.sum(-1), 1)
+  mean = legality.mean_log_prob(nodes.logp, legal)
   both = lambda a, b: jnp.concatenate([a, b], axis=1)
   zero = lambda x: jnp.where(real, x, 0)
   all_logp = both(zero(logp), jnp.where(ends, take_last(take(nodes.logp)), 0))

@@ -25,6 +25,10 @@ class Interval(NamedTuple):
   low: float
   high: float
 
+  def signed(self) -> str:
+    """A difference as text: +.0161 [+.0140, +.0182], leading zeros kept."""
+    return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
 
 def _counts(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
   """How often each of n requests is drawn, in blocks of f64[<= R, n]."""

@@ -39,9 +39,7 @@ def centre(reward: Array) -> Array:
     f32[B, G].
   """
   out = reward - reward.mean(axis=1, keepdims=True)
-  scale = jnp.abs(reward).max(axis=1, keepdims=True)
-  tiny = 8 * jnp.finfo(reward.dtype).eps * scale
-  return jnp.where(_std(out) > tiny, out, 0.0)
+  return jnp.where(_std(out) > _rounding(reward), out, 0.0)
 
 
 def normalise(reward: Array, epsilon: float = 1e-4) -> Array:
@@ -61,6 +59,12 @@ def normalise(reward: Array, epsilon: float = 1e-4) -> Array:
 def _std(centred: Array) -> Array:
   """Root of the mean square, f32[B, 1]."""
   return jnp.sqrt((centred**2).mean(axis=1, keepdims=True))
+
+
+def _rounding(reward: Array) -> Array:
+  """A spread f32[B, 1] that rounding alone may give rewards f32[B, G]."""
+  scale = jnp.abs(reward).max(axis=1, keepdims=True)
+  return 8 * jnp.finfo(reward.dtype).eps * scale
 
 
 def group(tree: TokenTree, outcome: Outcome) -> Credit:
@@ -124,10 +128,9 @@ def sibling(tree: TokenTree, outcome: Outcome, epsilon: float = 1e-4) -> Credit:
   count = jnp.maximum(over_siblings(jnp.ones_like(mean)), 1)
   centred = mean - over_siblings(mean) / count
   std = jnp.sqrt(over_siblings(centred**2) / count)
-  scale = jnp.abs(outcome.reward).max(axis=1, keepdims=True)
-  tiny = 8 * jnp.finfo(mean.dtype).eps * scale
   alive = real & (count > 1)
-  advantage = jnp.where(alive & (std > tiny), centred / (std + epsilon), 0)
+  differ = alive & (std > _rounding(outcome.reward))
+  advantage = jnp.where(differ, centred / (std + epsilon), 0)
   tokens = tree.weight.sum(axis=1, keepdims=True)
   share = tokens / jnp.maximum(alive.sum(axis=1, keepdims=True), 1)
   return Credit(

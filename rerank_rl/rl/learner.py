@@ -6,8 +6,8 @@ group) and each edge takes the value of the first path through it.
 Letters: R = G * K states that choose an item's first token.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,51 @@ class PathScores(NamedTuple):
   chosen: Array
 
 
+class Walk(NamedTuple):
+  """Slates as the states that choose their items.
+
+  Attributes:
+    rank: i32[B, R], the item that each places, PAD where empty.
+    slot: i32[B, R], its slot.
+    alive: bool[B, R, N], items that it may place; none where empty.
+  """
+
+  rank: Array
+  slot: Array
+  alive: Array
+
+
+def walk(
+  trie: legality.Trie, ranks: Array, rules: Sequence[legality.Rule]
+) -> Walk:
+  """What each slot of slates i32[B, G, K] of ranks chooses, and among what."""
+  B, G, K = ranks.shape
+  flat = lambda x: x.reshape(B, G * K, *x.shape[3:])
+  slots = jnp.arange(K, dtype=jnp.int32)
+  earlier = slots[None] < slots[:, None]
+  placed = flat(jnp.where(earlier[None, None], ranks[:, :, None], PAD))
+  slot = flat(jnp.broadcast_to(slots, (B, G, K)))
+  rank = flat(ranks)
+  alive = legality.alive(trie, placed, slot, rules) & (rank >= 0)[..., None]
+  return Walk(rank, slot, alive)
+
+
+def over_levels(function: Callable, values: Array) -> Any:
+  """Applies (f32[B, R, ...], level) -> [B, R, ...] to every level at once.
+
+  Args:
+    function: may return a pytree; `level` is traced.
+    values: f32[B, G, K, L, ...], of the states that choose level l's token.
+
+  Returns:
+    The function's arrays, [B, G, T, ...].
+  """
+  B, G, K, L = values.shape[:4]
+  flat = values.reshape(B, G * K, *values.shape[3:])
+  out = jax.vmap(function, in_axes=(2, 0), out_axes=2)(flat, jnp.arange(L))
+  return jax.tree.map(lambda x: x.reshape(B, G, K * L, *x.shape[3:]), out)
+
+
 def score_slates(
   policy: Policy,
   params,
@@ -53,22 +98,12 @@ def score_slates(
     PathScores; rollout and learner agree to rounding.
   """
   trie, prompt = game
-  B, G, K = slate.shape
-  L = policy.levels
   N = trie.order.shape[1]
   ranks = sample.ranks_of(trie, slate)
-  logits = policy.score(params, prompt, ranks)
-  flat = lambda x: x.reshape(B, G * K, *x.shape[3:])
-  slots = jnp.arange(K, dtype=jnp.int32)
-  earlier = slots[None] < slots[:, None]
-  placed = jnp.where(earlier[None, None], ranks[:, :, None], PAD)
-  slot = jnp.broadcast_to(slots, (B, G, K))
-  alive = legality.alive(trie, flat(placed), flat(slot), rules)
-  rank = flat(ranks)
+  rank, _, alive = walk(trie, ranks, rules)
 
   def score(logits, level):
     items = legality.under(trie, alive, rank, level)
-    items &= (rank >= 0)[..., None]
     first = legality.children(trie, items, level)
     dist = legality.log_probs(trie, logits, items, first, level)
     # The token's run is represented by its first legal rank.
@@ -80,6 +115,4 @@ def score_slates(
     logp = jnp.take_along_axis(dist, chosen[..., None], axis=-1)[..., 0]
     return PathScores(jnp.where(rank >= 0, logp, 0), dist, first, chosen)
 
-  # All levels at once: states that choose level l's token, for every l.
-  out = jax.vmap(score, in_axes=(2, 0), out_axes=2)(flat(logits), jnp.arange(L))
-  return jax.tree.map(lambda x: x.reshape(B, G, K * L, *x.shape[3:]), out)
+  return over_levels(score, policy.score(params, prompt, ranks))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rerank_rl.decoding import legality
 from rerank_rl.decoding import tree as trees
 from rerank_rl.rl.credit import Credit
 from rerank_rl.rl.learner import PathScores
@@ -76,8 +77,7 @@ def uniform_q(
   del clip
   real = tree.path != PAD
   q = jnp.where(real, scores.logp - trees.on_path(tree, tree.logp_old), 0)
-  count = jnp.maximum(scores.legal.sum(-1), 1)
-  mean = jnp.where(scores.legal, scores.dist, 0).sum(-1) / count
+  mean = legality.mean_log_prob(scores.dist, scores.legal)
   ahead = jnp.concatenate([mean[:, :, 1:], jnp.zeros_like(mean[:, :, :1])], 2)
   ahead -= trees.on_path(tree, tree.mean_logp_old)
   target = jax.lax.stop_gradient(credit.leaf[..., None] + ahead)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from rerank_rl.decoding import legality, sample
 from rerank_rl.decoding.value_guided import Value
 from rerank_rl.models.policy import Policy
+from rerank_rl.rl import learner
 from rerank_rl.rl.objectives import Loss
-from rerank_rl.types import PAD, Array
+from rerank_rl.types import Array
 
 
 class PathValues(NamedTuple):
@@ -49,17 +50,8 @@ def along(
     PathValues.
   """
   trie, prompt = game
-  B, G, K = slate.shape
-  L = policy.levels
   ranks = sample.ranks_of(trie, slate)
-  states = policy.states(params, prompt, ranks)
-  flat = lambda x: x.reshape(B, G * K, *x.shape[3:])
-  slots = jnp.arange(K, dtype=jnp.int32)
-  earlier = (slots[None] < slots[:, None])[None, None]
-  placed = flat(jnp.where(earlier, ranks[:, :, None], PAD))
-  slot = flat(jnp.broadcast_to(slots, (B, G, K)))
-  alive = legality.alive(trie, placed, slot, rules)
-  rank = flat(ranks)
+  rank, slot, alive = learner.walk(trie, ranks, rules)
   real = rank >= 0
 
   def at(state, level):
@@ -76,8 +68,7 @@ def along(
       jnp.where(real, chosen, 0), jnp.where(real, mean, 0), real
     )
 
-  out = jax.vmap(at, in_axes=(2, 0), out_axes=2)(flat(states), jnp.arange(L))
-  return jax.tree.map(lambda x: x.reshape(B, G, K * L), out)
+  return learner.over_levels(at, policy.states(params, prompt, ranks))
 
 
 def lambda_returns(values: PathValues, reward: Array, decay: float) -> Array:

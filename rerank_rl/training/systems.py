@@ -96,10 +96,12 @@ def _logistic(
   return scores * weights[0] + np.log1p(popular) * weights[1]
 
 
-def beam_on_a(setting: Setting, impressions: Impression) -> np.ndarray:
+def beam_on_a(
+  setting: Setting, impressions: Impression, width: int = BEAM
+) -> np.ndarray:
   """Beam search on evaluator A itself: is RL more than amortised search?"""
   one = setting.judges["a"]
-  width = min(BEAM, impressions.request.candidates.shape[1])
+  width = min(width, impressions.request.candidates.shape[1])
 
   @jax.jit
   def best(fitted, features, weights, request):
@@ -121,19 +123,48 @@ def best_of(
   setting: Setting, params: Any, impressions: Impression
 ) -> np.ndarray:
   """The best of 16 samples by evaluator A."""
+  policy = setting.policy
+  explore = lambda p, game, key: sample.chains(policy, p, game, key, BEST_OF)
+  key = setting.key("best_of")
+  return best_leaf(setting, params, impressions, explore, key, CHUNK // 2)
+
+
+def best_leaf(
+  setting: Setting,
+  params: Any,
+  impressions: Impression,
+  explore: Callable,
+  key: jax.Array,
+  chunk: int,
+) -> np.ndarray:
+  """The leaf of each request's tree that evaluator A likes best.
+
+  Args:
+    setting: after `evaluators`.
+    params: of the policy.
+    impressions: n requests.
+    explore: (params, game, key) -> TokenTree.
+    key: PRNG key, the same for each chunk.
+    chunk: requests at a time.
+
+  Returns:
+    i32[n, K], positions; leaves that do not exist are not chosen.
+  """
   policy, reward = setting.policy, setting.judged_by("a")
 
   @jax.jit
   def best(params, catalogue, reward, batch, key):
     game = sample.prepare(policy, params, catalogue, batch.request)
-    tree = sample.chains(policy, params, game, key, BEST_OF)
-    index = jnp.argmax(reward(batch, tree.slate).reward, axis=1)
-    return jnp.take_along_axis(tree.slate, index[:, None, None], axis=1)[:, 0]
+    slate = explore(params, game, key).slate
+    worth = reward(batch, slate).reward
+    worth = jnp.where((slate != PAD).any(-1), worth, -jnp.inf)
+    index = jnp.argmax(worth, axis=1)
+    return jnp.take_along_axis(slate, index[:, None, None], axis=1)[:, 0]
 
-  params, key = local(params), setting.key("best_of")
+  params = local(params)
   return by_chunks(
     lambda x: best(params, setting.catalogue, reward, x, key),
-    CHUNK // 2,
+    chunk,
     impressions,
   )
 

@@ -1,16 +1,13 @@
 """Path blocks against their oracle: a dense ancestor mask over the tree."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import dense
-from rerank_rl.config import PolicyConfig
 from rerank_rl.decoding import beam, sample, tree
-from rerank_rl.models.policy import make_policy
 from rerank_rl.rl import credit, learner, objectives
-from rerank_rl.types import PAD, Outcome
+from rerank_rl.types import PAD
 from tests import toys
 
 
@@ -44,17 +41,12 @@ def _explore(explorer, policy, params):
   ],
 )
 def test_log_probs_and_gradients_equal_the_dense_oracle(explorer, head):
-  wide = PolicyConfig(head=head, dim=16, dtype="float64")
-  policy = make_policy(wide, toys.SIZES)
-  # In 64 bits only an error can be seen: rounding stays near 1e-14.
   with jax.enable_x64(True):
-    narrow = toys.policy(head)[1]
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), narrow)
+    policy, params = toys.wide_policy(head)
     made = _explore(explorer, policy, params)
     every = np.arange(made.token.shape[1])
     oracle = dense.policy(policy, made, dense.ancestors(made), every)
-    reward = jnp.sin(made.slate @ jnp.array([5.0, 3.0, 1.0]))
-    given = credit.group(made, Outcome(reward, reward[..., None], 0 * reward))
+    given = credit.group(made, toys.outcome(made))
 
     def loss(params, scored):
       scores = learner.score_slates(

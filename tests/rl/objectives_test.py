@@ -5,11 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerank_rl.config import PolicyConfig
 from rerank_rl.decoding import sample, tree
-from rerank_rl.models.policy import make_policy
 from rerank_rl.rl import credit, learner, objectives
-from rerank_rl.types import Outcome
 from tests import toys
 
 
@@ -20,9 +17,7 @@ def _play(group=16):
 def _played(policy, params, group):
   game = sample.prepare(policy, params, toys.catalogue(), toys.request())
   chains = sample.chains(policy, params, game, jax.random.key(0), group)
-  reward = jnp.sin(chains.slate @ jnp.array([5.0, 3.0, 1.0]))
-  outcome = Outcome(reward, jnp.zeros(chains.slate.shape), 0 * reward)
-  return policy, params, chains, outcome
+  return policy, params, chains, toys.outcome(chains)
 
 
 def _loss(policy, params, t, outcome, objective):
@@ -44,12 +39,8 @@ def _loss(policy, params, t, outcome, objective):
   ),
 )
 def test_merged_and_unmerged_trees_give_one_gradient(objective):
-  wide = PolicyConfig(head="global", dim=16, dtype="float64")
-  policy = make_policy(wide, toys.SIZES)
-  # In 64 bits only an error can be seen: rounding stays near 1e-14.
   with jax.enable_x64(True):
-    narrow = toys.policy("global")[1]
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), narrow)
+    policy, params = toys.wide_policy("global")
     _, _, chains, outcome = _played(policy, params, 16)
     # Away from the sampling policy, so that clipping acts.
     moved = jax.tree.map(lambda x: x * 1.05, params)

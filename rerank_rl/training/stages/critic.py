@@ -1,8 +1,9 @@
 """Stage `critic`: what the SFT policy's prefixes are worth, token by token."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,15 +41,6 @@ def value_of(policy: Policy, params: Any) -> Value:
   return functools.partial(make(policy).apply, {"params": params})
 
 
-class Method(NamedTuple):
-  """The static parts of a critic step."""
-
-  policy: Policy
-  config: CriticConfig
-  tx: object
-  decay: float
-
-
 def _rollouts(policy, config, params, catalogue, reward, batch, key):
   """(game, tree, rewards f32[B, G]) of the policy that is being valued."""
   game = sample.prepare(policy, params, catalogue, batch.request)
@@ -57,35 +49,30 @@ def _rollouts(policy, config, params, catalogue, reward, batch, key):
   return game, tree, reward(batch, tree.slate).reward
 
 
-def step(method, catalogue, reward, params, state, batch, key):
-  """One batch: roll the policy out, one gradient step on TD(lambda).
+def make_step(
+  policy: Policy, config: CriticConfig, tx, decay: float
+) -> Callable:
+  """The step: (catalogue, reward, params, state, batch, key) -> ...
 
-  Args:
-    method: static parts.
-    catalogue: the Catalogue.
-    reward: (impression, slate) -> Outcome.
-    params: the policy's parameters; they do not change.
-    state: TrainState of the critic.
-    batch: Impression.
-    key: PRNG key.
-
-  Returns:
-    (state, metrics as (sum, count)).
+  Rolls the policy of `params` out; one gradient step on TD(lambda).
   """
-  policy, config = method.policy, method.config
-  game, tree, worth = _rollouts(
-    policy, config, params, catalogue, reward, batch, key
-  )
 
-  def loss(critic):
-    value = value_of(policy, critic)
-    read = values.along(policy, params, value, game, tree.slate)
-    out = values.temporal_difference(read, worth, config.decay)
-    return out.total / jnp.maximum(out.denominator, 1), out
+  def step(catalogue, reward, params, state, batch, key):
+    game, tree, worth = _rollouts(
+      policy, config, params, catalogue, reward, batch, key
+    )
 
-  grads, out = jax.grad(loss, has_aux=True)(state.params)
-  state = states.apply_gradients(state, grads, method.tx, method.decay)
-  return state, {"loss": (out.total, out.denominator)}
+    def loss(critic):
+      value = value_of(policy, critic)
+      read = values.along(policy, params, value, game, tree.slate)
+      out = values.temporal_difference(read, worth, config.decay)
+      return out.total / jnp.maximum(out.denominator, 1), out
+
+    grads, out = jax.grad(loss, has_aux=True)(state.params)
+    state = states.apply_gradients(state, grads, tx, decay)
+    return state, {"loss": (out.total, out.denominator)}
+
+  return step
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -155,9 +142,7 @@ def _fit(setting: Setting) -> None:
   fit = loop.fit(
     states.create(_init(setting, params), tx),
     jax.tree_util.Partial(
-      functools.partial(
-        step, Method(policy, config.critic, tx, config.critic_train.ema)
-      ),
+      make_step(policy, config.critic, tx, config.critic_train.ema),
       setting.catalogue,
       reward,
       params,
