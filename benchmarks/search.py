@@ -14,9 +14,9 @@ from benchmarks import common, runs
 from launch import errors
 from rerank_rl.decoding import beam, fixed_tree, sample, value_guided
 from rerank_rl.evaluation import bootstrap
+from rerank_rl.models.critic import value_of
 from rerank_rl.training import systems
 from rerank_rl.training.setting import Setting, valuer
-from rerank_rl.training.stages import critic
 
 _BUDGETS = flags.DEFINE_list("budgets", ["1", "2", "4", "8", "16"], "Times.")
 _ENTROPY = flags.DEFINE_float("entropy", 0.1, "Of value_guided.")
@@ -31,7 +31,7 @@ def rivals(setting: Setting, times: int) -> dict[str, Search]:
   policy = setting.policy
   T = policy.slots * policy.levels
   budget = times * (T - 1)
-  value = critic.value_of(policy, setting.critic)
+  value = value_of(policy, setting.critic)
   out: dict[str, Search] = {
     "samples": lambda p, game, key: sample.chains(policy, p, game, key, times),
     "beam": lambda p, game, key: beam.beam(policy, p, game, times),

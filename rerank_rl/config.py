@@ -137,6 +137,8 @@ class RLConfig:
   group: int = _within(16, 1)
   # Children of a node by depth, 1 beyond the end (explore=fixed_tree).
   branching: tuple[int, ...] = (4, 1, 1, 4)
+  # Forward tokens a request without the prompt (explore=value_guided).
+  budget: int = _within(136, 1)
   temperature: float = _within(1.0, _TINY)
   clip: float = _within(0.2, _TINY)
   epochs: int = _within(1, 1)  # Gradient steps on each batch of rollouts.
@@ -151,6 +153,9 @@ class CriticConfig:
 
   decay: float = _within(0.9, 0, 1)
   group: int = _within(8, 1)
+  # Of its rollouts: a policy that knows its mind tries too little to tell
+  # what the other children are worth.
+  temperature: float = _within(3.0, _TINY)
 
 
 @dataclasses.dataclass(frozen=True)

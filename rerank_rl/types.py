@@ -109,8 +109,10 @@ class Outcome(struct.PyTreeNode):
     reward: f32[B, G], the list's worth.
     per_item: f32[B, G, K], each slot's part of it.
     bootstrap: f32[B, G], (1 - done) V(s') for sessions, else 0.
+    advantage: f32[B, G, T], what a critic says of each token; None without.
   """
 
   reward: Array
   per_item: Array
   bootstrap: Array
+  advantage: Array | None = None

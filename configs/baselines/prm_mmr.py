@@ -7,13 +7,9 @@ Variants: see configs/common.py.
 """
 
 from configs import common
+from configs.baselines import prm
 
-CHANGES = {
-  "name": "prm_mmr",
-  "stages": ("tokenizer", "evaluators", "ranker"),
-  "ranker.name": "prm",
-  "ranker.mmr": True,
-}
+CHANGES = {**prm.CHANGES, "name": "prm_mmr", "ranker.mmr": True}
 
 
 def get_config(variant: str = ""):

@@ -100,6 +100,11 @@ def merge(tree: TokenTree) -> TokenTree:
   )
 
 
+def found(tree: TokenTree) -> Array:
+  """bool[B, G]: leaves that hold a slate; a search may find fewer than G."""
+  return (tree.path != PAD).any(-1)
+
+
 def on_path(tree: TokenTree, edge_values: Array) -> Array:
   """Reads edge values f32[B, E] along paths: f32[B, G, T], 0 at padding."""
   B, G, T = tree.path.shape

@@ -7,7 +7,7 @@ most. So no forward pass is idle, every branch ends in a slate, and the budget
 is the number of steps.
 
 Letters: S steps (forward tokens a request), M = S + 1 nodes (node 0 is the
-prompt, node i + 1 the token that step i fed), G = S - T + 2 leaves.
+prompt, node i + 1 the token that step i fed), G <= S - T + 2 leaves.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,6 +66,7 @@ def value_guided(
   entropy: float = 0.1,
   explore: float = 1.0,
   rules: Sequence[legality.Rule] = (),
+  leaves: int | None = None,
 ) -> TokenTree:
   """Grows a tree of whole slates, best node first.
 
@@ -87,6 +88,8 @@ def value_guided(
     entropy: weight of the children's entropy.
     explore: weight of the visits' bonus.
     rules: business rules.
+    leaves: most slates, G, for who cannot take all that the budget allows;
+      tokens are left over where cheap branches fill them.
 
   Returns:
     A TokenTree; not iid; `log_q` is NaN. Leaves beyond those found are PAD.
@@ -97,6 +100,7 @@ def value_guided(
   B, N = game.trie.order.shape
   K, L, S = policy.slots, policy.levels, budget
   T, M = K * L, budget + 1
+  G = S - T + 2 if leaves is None else min(leaves, S - T + 2)
   if S < max(T - 1, 1):
     raise ValueError(
       f"budget={budget} completes no slate; a greedy one takes {T - 1} tokens."
@@ -129,6 +133,7 @@ def value_guided(
     nodes, cache, here = carry
     ended = nodes.leaf[row, here]
     node, fits = _select(nodes, S - i, T, explore)
+    fits &= nodes.leaf.sum(1) < G
     node = jnp.where(ended, node, here)
     alive = ~ended | fits
     at = jax.tree.map(lambda x: x[row, node], nodes)
@@ -194,7 +199,7 @@ def value_guided(
   carry = nodes, policy.cache(game.prompt, 1, S), first
   (nodes, _, _), edges = jax.lax.scan(step, carry, jnp.arange(S))
   token, logp = (x.swapaxes(0, 1) for x in edges)
-  return _as_tree(game.trie, nodes, token, logp)
+  return _as_tree(game.trie, nodes, token, logp, G)
 
 
 def _select(nodes, left, T, explore):
@@ -244,11 +249,10 @@ def _children(policy, params, value, game, rules, state, placed, rank, depth):
   return jax.vmap(one)(game.trie, game.prompt, state, placed, rank, depth)
 
 
-def _as_tree(trie, nodes, token, logp) -> TokenTree:
+def _as_tree(trie, nodes, token, logp, G) -> TokenTree:
   """Edges: S fed tokens, then the last token of each of G leaves."""
   B, S = token.shape
   K, T = nodes.placed.shape[2], nodes.path.shape[2]
-  G = S - T + 2
   order = jnp.argsort(~nodes.leaf, axis=1)[:, :G]
   take = lambda x: prefix_lm.take(x, order)
   found, path, placed = take(nodes.leaf), take(nodes.path), take(nodes.placed)

@@ -3,10 +3,15 @@
 Letters as in prefix_lm.py.
 """
 
+from collections.abc import Callable
+import functools
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from rerank_rl.models.policy import Policy
 from rerank_rl.models.prefix_lm import Prompt
 from rerank_rl.types import Array
 
@@ -24,16 +29,18 @@ class Critic(nn.Module):
   Attributes:
     levels: L.
     slots: K.
+    offset: where values start: a typical slate's worth.
   """
 
   levels: int
   slots: int
+  offset: float = 0.0
 
   @nn.compact
   def __call__(
     self, prompt: Prompt, state: Array, level: Array, slot: Array
   ) -> Array:
-    """Values f32[B, X, N] by rank.
+    """Values f32[B, X, N] by rank: v(s, i) = base(s) + query(s) . key(i).
 
     Args:
       prompt: of the policy.
@@ -41,17 +48,25 @@ class Critic(nn.Module):
       level: i32[], of the token to choose; may be traced.
       slot: i32[B, X], the slot that it belongs to.
     """
-    state = jax.lax.stop_gradient(state)
-    keys = jax.lax.stop_gradient(prompt.keys[:, level])
-    dtype, width = state.dtype, 2 * state.shape[-1]
-    dense = lambda n: nn.Dense(n, dtype=dtype, param_dtype=dtype)
-    hidden = nn.gelu(dense(width)(state))
+    state, keys = jax.lax.stop_gradient((state, prompt.keys[:, level]))
+    dtype, width = state.dtype, state.shape[-1]
+    dense = functools.partial(nn.Dense, dtype=dtype, param_dtype=dtype)
+    hidden = nn.gelu(dense(2 * width)(state))
     kind = jnp.where(slot < self.slots - 1, 1, 2)
     kind = jax.nn.one_hot(
       jnp.where(level < self.levels - 1, 0, kind), KINDS, dtype=dtype
     )
-    shape = (*state.shape[:2], KINDS, state.shape[-1])
-    query = dense(KINDS * state.shape[-1])(hidden).reshape(shape)
+    start = nn.initializers.constant(self.offset)
+    base = dense(KINDS, bias_init=start, name="base")(hidden) * kind
+    none = nn.initializers.zeros  # Children start alike.
+    query = dense(KINDS * width, kernel_init=none, name="query")(hidden)
+    query = query.reshape(*state.shape[:2], KINDS, width)
     query = jnp.einsum("bxke,bxk->bxe", query, kind)
-    base = (dense(KINDS)(hidden) * kind).sum(-1, keepdims=True)
-    return base + jnp.einsum("bxe,bne->bxn", query, keys) / width**0.5
+    dot = jnp.einsum("bxe,bne->bxn", query, keys) / width**0.5
+    return base.sum(-1, keepdims=True) + dot
+
+
+def value_of(policy: Policy, params: Any) -> Callable[..., Array]:
+  """Critic parameters as the pure function that search and credit call."""
+  critic = Critic(policy.levels, policy.slots)
+  return functools.partial(critic.apply, {"params": params})

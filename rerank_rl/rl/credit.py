@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.decoding import tree as trees
-from rerank_rl.types import Array, Outcome, TokenTree
+from rerank_rl.types import PAD, Array, Outcome, TokenTree
 
 
 class Credit(NamedTuple):
@@ -29,36 +29,45 @@ class Credit(NamedTuple):
   leaf: Array
 
 
-def centre(reward: Array) -> Array:
+def centre(reward: Array, where: Array) -> Array:
   """R - mean R over the group; 0 where rewards differ by rounding alone.
 
   Args:
     reward: f32[B, G].
+    where: bool[B, G], leaves that there are; the others get 0.
 
   Returns:
     f32[B, G].
   """
-  out = reward - reward.mean(axis=1, keepdims=True)
-  return jnp.where(_std(out) > _rounding(reward), out, 0.0)
+  reward = jnp.where(where, reward, 0)
+  out = jnp.where(where, reward - _mean(reward, where), 0)
+  return jnp.where(_std(out, where) > _rounding(reward), out, 0.0)
 
 
-def normalise(reward: Array, epsilon: float = 1e-4) -> Array:
+def normalise(reward: Array, where: Array, epsilon: float = 1e-4) -> Array:
   """A = (R - mean R) / (std R + epsilon) over the group; 0 where G = 1.
 
   Args:
     reward: f32[B, G].
+    where: bool[B, G], leaves that there are; the others get 0.
     epsilon: keeps groups without variance at 0.
 
   Returns:
     f32[B, G].
   """
-  out = centre(reward)
-  return out / (_std(out) + epsilon)
+  out = centre(reward, where)
+  return out / (_std(out, where) + epsilon)
 
 
-def _std(centred: Array) -> Array:
+def _mean(values: Array, where: Array) -> Array:
+  """Mean over the leaves that there are, f32[B, 1]; values are 0 elsewhere."""
+  count = where.sum(axis=1, keepdims=True)
+  return values.sum(axis=1, keepdims=True) / jnp.maximum(count, 1)
+
+
+def _std(centred: Array, where: Array) -> Array:
   """Root of the mean square, f32[B, 1]."""
-  return jnp.sqrt((centred**2).mean(axis=1, keepdims=True))
+  return jnp.sqrt(_mean(centred**2, where))
 
 
 def _rounding(reward: Array) -> Array:
@@ -72,7 +81,7 @@ def group(tree: TokenTree, outcome: Outcome) -> Credit:
 
   A+-(e) = (1/G) sum over g through e of max/min(A_g, 0) (GRPO).
   """
-  return spread(tree, normalise(outcome.reward))
+  return spread(tree, normalise(outcome.reward, trees.found(tree)))
 
 
 def centred(tree: TokenTree, outcome: Outcome) -> Credit:
@@ -82,18 +91,28 @@ def centred(tree: TokenTree, outcome: Outcome) -> Credit:
   it, so that an entropy bonus can hold: divided by std, ever rarer and
   smaller differences count as much as large ones, and sampling dies out.
   """
-  return spread(tree, centre(outcome.reward))
+  return spread(tree, centre(outcome.reward, trees.found(tree)))
 
 
 def spread(tree: TokenTree, leaf: Array) -> Credit:
   """Puts leaf advantages f32[B, G] on the edges of their paths."""
-  G = leaf.shape[1]
-  each = jnp.broadcast_to(leaf[..., None] / G, tree.path.shape)
+  each = jnp.broadcast_to(leaf[..., None], tree.path.shape)
+  return _on_edges(tree, each)._replace(leaf=leaf)
+
+
+def _on_edges(tree: TokenTree, each: Array) -> Credit:
+  """Advantages of rollouts' tokens f32[B, G, T], summed on the edges."""
+  G = each.shape[1]
   return Credit(
-    trees.sum_to_edges(tree, jnp.maximum(each, 0)),
-    trees.sum_to_edges(tree, jnp.minimum(each, 0)),
-    leaf,
+    trees.sum_to_edges(tree, jnp.maximum(each, 0) / G),
+    trees.sum_to_edges(tree, jnp.minimum(each, 0) / G),
+    jnp.where(tree.path == PAD, 0, each).sum(-1),
   )
+
+
+def critic(tree: TokenTree, outcome: Outcome) -> Credit:
+  """A critic's advantage on each token; see `values.advantages`."""
+  return _on_edges(tree, outcome.advantage)
 
 
 def sibling(tree: TokenTree, outcome: Outcome, epsilon: float = 1e-4) -> Credit:

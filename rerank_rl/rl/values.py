@@ -98,6 +98,25 @@ def lambda_returns(values: PathValues, reward: Array, decay: float) -> Array:
   return jax.lax.stop_gradient(jnp.moveaxis(out, 0, -1))
 
 
+def advantages(values: PathValues, reward: Array, decay: float) -> Array:
+  """Generalised advantage estimates of the tokens (Schulman et al. 2016).
+
+    A_t = sum_{i >= t} decay^(i - t) [V(s_{i+1}) - V(s_i)] = G_t - V(s_t)
+
+  with V = R behind the last token: within a slate nothing is discounted.
+
+  Args:
+    values: along the paths.
+    reward: f32[B, G].
+    decay: lambda.
+
+  Returns:
+    f32[B, G, T], 0 at padding, no gradient.
+  """
+  out = lambda_returns(values, reward, decay) - values.mean
+  return jax.lax.stop_gradient(jnp.where(values.real, out, 0))
+
+
 def temporal_difference(
   values: PathValues, reward: Array, decay: float
 ) -> Loss:

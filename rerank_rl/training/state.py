@@ -1,5 +1,6 @@
 """What a stage optimises, and how one gradient changes it."""
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -38,7 +39,9 @@ def check(config: TrainConfig, at: str) -> None:
     )
 
 
-def optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def optimizer(
+  config: TrainConfig, parts: Sequence[str] = ()
+) -> optax.GradientTransformation:
   """AdamW on clipped gradients, warm-up, then cosine decay to 10 %.
 
   Steps are batches: with `accumulate` = k, k batches make one update from
@@ -48,6 +51,8 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
   Args:
     config: the stage's numbers; a caller that takes several gradient steps a
       batch passes its `steps` and `warmup_steps` times as large.
+    parts: where parameters are a dict of models that learn side by side, its
+      keys: no model's norm clips another's gradient.
 
   Returns:
     The transformation; its updates are to be added to the parameters.
@@ -73,6 +78,8 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     ),
     optax.scale_by_learning_rate(rate),
   )
+  if parts:
+    tx = optax.partition(dict.fromkeys(parts, tx), {k: k for k in parts})
   if config.accumulate > 1:
     tx = optax.MultiSteps(tx, config.accumulate).gradient_transformation()
   return tx

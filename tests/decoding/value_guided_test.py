@@ -47,6 +47,18 @@ def test_the_budget_is_kept_and_spent(budget):
   assert (spent[list(FULL)] > budget - T).all()
 
 
+def test_leaves_can_be_bounded():
+  whole, _ = _search(40)
+  policy, params = toys.policy("global")
+  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+  few = value_guided.value_guided(
+    policy, params, toys.value, game, 40, leaves=3
+  )
+  # The same search, ended when its places are taken.
+  np.testing.assert_array_equal(few.slate, whole.slate[:, :3])
+  assert (_fed(few) < _fed(whole)).any()
+
+
 def test_the_least_budget_is_the_greedy_slate():
   made, _ = _search(T - 1)
   policy, params = toys.policy("global")

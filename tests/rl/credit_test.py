@@ -101,6 +101,36 @@ def test_mean_reward_is_over_the_rollouts_through_an_edge():
       np.testing.assert_allclose(got[b, e], wanted, atol=1e-5)
 
 
+def test_critic_sums_what_each_rollout_says_of_an_edge():
+  made = _grown("merged")
+  said = np.random.default_rng(0).normal(size=made.path.shape)
+  outcome = toys.outcome(made).replace(advantage=said.astype(np.float32))
+  given = credit.critic(made, outcome)
+  G = made.path.shape[1]
+  for b in range(made.token.shape[0]):
+    for e in range(made.token.shape[1]):
+      own = said[b][np.asarray(made.path[b]) == e]
+      good, bad = own[own > 0].sum() / G, own[own < 0].sum() / G
+      np.testing.assert_allclose(given.positive[b, e], good, atol=1e-5)
+      np.testing.assert_allclose(given.negative[b, e], bad, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", (credit.group, credit.centred))
+def test_leaves_that_were_not_found_count_for_nothing(kind):
+  """A search's empty places change no credit but by the share 1 / G."""
+  made = _grown("merged")
+  empty = lambda x, fill: np.concatenate([x, np.full_like(x, fill)], axis=1)
+  wide = made.replace(path=empty(made.path, PAD), slate=empty(made.slate, PAD))
+  outcome = toys.outcome(made)
+  more = toys.outcome(wide)
+  more = more.replace(reward=empty(outcome.reward, 100.0))
+  one, two = kind(made, outcome), kind(wide, more)
+  np.testing.assert_allclose(one.positive, 2 * two.positive, atol=1e-6)
+  np.testing.assert_allclose(one.negative, 2 * two.negative, atol=1e-6)
+  assert np.abs(one.positive).max() > 0.01
+  assert (np.asarray(two.leaf)[:, made.path.shape[1] :] == 0).all()
+
+
 def test_blend_is_a_sum():
   made = _grown("merged")
   outcome = toys.outcome(made)

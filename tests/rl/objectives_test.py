@@ -72,7 +72,9 @@ def test_clipped_equals_the_usual_minimum():
   scores = learner.score_slates(policy, moved, game, chains.slate)
   got = objectives.clipped(chains, scores, credit.group(chains, outcome), 0.1)
   r = np.exp(scores.logp - tree.on_path(chains, chains.logp_old))
-  a = np.asarray(credit.normalise(outcome.reward))[..., None]
+  a = np.asarray(credit.normalise(outcome.reward, tree.found(chains)))[
+    ..., None
+  ]
   real = np.asarray(chains.path >= 0)
   each = np.minimum(r * a, np.clip(r, 0.9, 1.1) * a) * real / 16
   assert (np.abs(r - 1) > 0.1)[real].any()
@@ -131,10 +133,15 @@ def test_uniform_q_equals_its_definition():
 
 def test_normalise_is_silent_without_variance():
   reward = jnp.array([[0.3, 0.3, 0.3], [1.0, 2.0, 3.0]])
-  out = credit.normalise(reward)
+  out = credit.normalise(reward, jnp.ones((2, 3), bool))
   assert (out[0] == 0).all()
   np.testing.assert_allclose(out[1], [-1.2247, 0, 1.2247], atol=1e-3)
-  assert (credit.normalise(jnp.ones((2, 1))) == 0).all()
+  one = jnp.ones((2, 1))
+  assert (credit.normalise(one, one > 0) == 0).all()
+  # What is not there neither gets nor gives.
+  some = jnp.array([[True, True, False], [True, True, True]])
+  out = credit.normalise(jnp.array([[1.0, 3.0, 9.0], [1, 2, 3]]), some)
+  np.testing.assert_allclose(out[0], [-1, 1, 0], atol=1e-3)
 
 
 def test_kl_and_entropy_are_exact():

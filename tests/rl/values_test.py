@@ -60,6 +60,24 @@ def test_returns_by_hand():
   np.testing.assert_allclose(none[0, 0, :3], [1.0, 2.0, 4.0])
 
 
+def test_advantages_are_sums_of_differences():
+  """Generalised advantages by their definition, not by their recursion."""
+  rng = np.random.default_rng(0)
+  mean, reward = rng.normal(size=(2, 3, 5)), rng.normal(size=(2, 3))
+  real = np.ones((2, 3, 5), bool)
+  real[1, 2, 3:] = False
+  for decay in (0.0, 0.6, 1.0):
+    read = values.PathValues(0 * mean, jnp.asarray(mean), jnp.asarray(real))
+    got = values.advantages(read, jnp.asarray(reward), decay)
+    for b, g in np.ndindex(2, 3):
+      length = int(real[b, g].sum())
+      along = [*mean[b, g, :length], reward[b, g]]
+      steps = np.diff(along)
+      for t in range(5):
+        wanted = sum(decay**i * s for i, s in enumerate(steps[t:]))
+        np.testing.assert_allclose(got[b, g, t], wanted, atol=1e-5)
+
+
 def test_a_value_sees_no_later_token():
   _, params, game, tree = _play()
   critic = _critic()[1]

@@ -11,8 +11,7 @@ import numpy as np
 
 from rerank_rl.config import Config, CriticConfig
 from rerank_rl.decoding import sample
-from rerank_rl.decoding.value_guided import Value
-from rerank_rl.models.critic import Critic
+from rerank_rl.models.critic import Critic, value_of
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import values
 from rerank_rl.training import loop
@@ -31,20 +30,12 @@ def check(config: Config) -> None:
   states.check(config.critic_train, "config.critic_train")
 
 
-def make(policy: Policy) -> Critic:
-  """The critic of a policy's sizes."""
-  return Critic(policy.levels, policy.slots)
-
-
-def value_of(policy: Policy, params: Any) -> Value:
-  """Critic parameters as the pure function that search and credit call."""
-  return functools.partial(make(policy).apply, {"params": params})
-
-
 def _rollouts(policy, config, params, catalogue, reward, batch, key):
   """(game, tree, rewards f32[B, G]) of the policy that is being valued."""
   game = sample.prepare(policy, params, catalogue, batch.request)
-  tree = sample.chains(policy, params, game, key, config.group)
+  tree = sample.chains(
+    policy, params, game, key, config.group, config.temperature
+  )
   tree = jax.lax.stop_gradient(tree)
   return game, tree, reward(batch, tree.slate).reward
 
@@ -140,7 +131,7 @@ def _fit(setting: Setting) -> None:
     return {"error": float(np.mean(errors)), **by_slot}
 
   fit = loop.fit(
-    states.create(_init(setting, params), tx),
+    states.create(_init(setting, params, reward), tx),
     jax.tree_util.Partial(
       make_step(policy, config.critic, tx, config.critic_train.ema),
       setting.catalogue,
@@ -159,17 +150,26 @@ def _fit(setting: Setting) -> None:
   keep(setting, STAGE, fit.best_params, history=fit.history)
 
 
-def _init(setting: Setting, params: Any) -> Any:
-  """Fresh parameters of the critic."""
-  policy = setting.policy
+def _init(setting: Setting, params: Any, reward) -> Any:
+  """Fresh parameters of the critic, about right on average."""
+  config, policy = setting.config.critic, setting.policy
   train = setting.dataset.splits["train"]
-  example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
+  example = jax.tree.map(lambda x: jnp.asarray(x[:CHUNK]), train)
+  own, drawn = jax.random.split(setting.key("critic/init"))
+
+  @jax.jit
+  def typical(params):
+    return _rollouts(
+      policy, config, params, setting.catalogue, reward, example, drawn
+    )[2].mean()
+
+  critic = Critic(policy.levels, policy.slots, float(typical(params)))
 
   @jax.jit
   def init(key, params):
-    game = sample.prepare(policy, params, setting.catalogue, example)
+    few = jax.tree.map(lambda x: x[:2], example.request)
+    game = sample.prepare(policy, params, setting.catalogue, few)
     slot = jnp.zeros((2, 1), jnp.int32)
-    root = game.prompt.root[:, None]
-    return make(policy).init(key, game.prompt, root, 0, slot)["params"]
+    return critic.init(key, game.prompt, game.prompt.root[:, None], 0, slot)
 
-  return init(setting.key("critic/init"), params)
+  return init(own, params)["params"]

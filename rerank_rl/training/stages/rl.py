@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.config import Config, ConfigError, RLConfig
-from rerank_rl.decoding import beam, fixed_tree, sample
+from rerank_rl.decoding import beam, fixed_tree, sample, value_guided
 from rerank_rl.decoding import tree as trees
+from rerank_rl.models.critic import value_of
 from rerank_rl.models.policy import Policy
-from rerank_rl.rl import credit, learner, objectives
+from rerank_rl.rl import credit, learner, objectives, values
 from rerank_rl.training import loop
 from rerank_rl.training import state as states
 from rerank_rl.training.checkpoint import load_artifact
@@ -27,25 +28,43 @@ from rerank_rl.training.stages.sft import learned, local_batches
 STAGE = "rl"
 
 
-def _chains(policy, params, game, key, config):
+# Explorers are functions (policy, params, critic, game, key, config) ->
+# TokenTree; `critic` is None where the composition has none.
+def _chains(policy, params, critic, game, key, config):
+  del critic
   # Chains that begin alike share edges: credit may compare siblings.
   return trees.merge(
     sample.chains(policy, params, game, key, config.group, config.temperature)
   )
 
 
-def _beam(policy, params, game, key, config):
-  del key
+def _beam(policy, params, critic, game, key, config):
+  del critic, key
   return beam.beam(policy, params, game, config.group)
 
 
-def _fixed_tree(policy, params, game, key, config):
+def _fixed_tree(policy, params, critic, game, key, config):
+  del critic
   return fixed_tree.fixed_tree(policy, params, game, config.branching, key)
 
 
-EXPLORE = {"chains": _chains, "beam": _beam, "fixed_tree": _fixed_tree}
+def _value_guided(policy, params, critic, game, key, config):
+  del key
+  value = value_of(policy, critic)
+  return value_guided.value_guided(
+    policy, params, value, game, config.budget, leaves=config.group
+  )
+
+
+EXPLORE = {
+  "chains": _chains,
+  "beam": _beam,
+  "fixed_tree": _fixed_tree,
+  "value_guided": _value_guided,
+}
 CREDIT = {
   "centred": credit.centred,
+  "critic": credit.critic,
   "group": credit.group,
   "sibling": credit.sibling,
 }
@@ -69,15 +88,24 @@ LEGAL = {
   ("chains", "centred", "uniform_q"),
   ("chains", "sibling", "clipped"),
   ("chains", "sibling", "reinforce"),
-  # Siblings drawn without replacement are compared with each other alone.
+  ("chains", "critic", "clipped"),
+  ("chains", "critic", "reinforce"),
+  # Siblings, however found, are compared with each other alone.
   ("fixed_tree", "sibling", "clipped"),
   ("fixed_tree", "sibling", "reinforce"),
+  ("value_guided", "sibling", "clipped"),
+  ("value_guided", "sibling", "reinforce"),
 }
 
 
 def credits_of(config: RLConfig) -> tuple[str, ...]:
   """The parts of a credit: "group+sibling" is the sum of both."""
   return tuple(config.credit.split("+"))
+
+
+def reads_values(config: RLConfig) -> bool:
+  """Whether a critic learns beside the policy."""
+  return config.explore == "value_guided" or "critic" in credits_of(config)
 
 
 def check(config: Config) -> None:
@@ -120,6 +148,11 @@ def check(config: Config) -> None:
     raise ConfigError(
       f"config.rl.group={rl.group} gives no baseline; use at least 2."
     )
+  if reads_values(rl) and "critic" not in config.stages:
+    raise ConfigError(
+      f"config.rl.explore={rl.explore!r} with credit={rl.credit!r} reads a "
+      "critic; add the stage 'critic' to config.stages, before 'rl'."
+    )
   if rl.explore == "fixed_tree" and (
     not all(isinstance(b, int) and b > 0 for b in rl.branching)
     or fixed_tree.leaves(rl.branching) != rl.group
@@ -150,12 +183,13 @@ def check_reward(config: Config) -> None:
 
 
 class Method(NamedTuple):
-  """The static parts of an RL step."""
+  """The static parts of an RL step; `trace` is the critic's lambda."""
 
   policy: Policy
   config: RLConfig
   tx: object
   decay: float
+  trace: float
 
 
 def step(method, catalogue, reward, reference, state, batch, key):
@@ -166,7 +200,7 @@ def step(method, catalogue, reward, reference, state, batch, key):
     catalogue: the Catalogue.
     reward: (impression, slate) -> Outcome.
     reference: parameters of the reference policy.
-    state: TrainState of the policy.
+    state: TrainState of {"policy": ..., "critic": ... where one is read}.
     batch: Impression.
     key: PRNG key.
 
@@ -177,21 +211,32 @@ def step(method, catalogue, reward, reference, state, batch, key):
   prepare = functools.partial(
     sample.prepare, policy, catalogue=catalogue, request=batch.request
   )
-  game = prepare(state.params)
-  tree = EXPLORE[config.explore](policy, state.params, game, key, config)
+  params, critic = state.params["policy"], state.params.get("critic")
+  game = prepare(params)
+  tree = EXPLORE[config.explore](policy, params, critic, game, key, config)
   tree = jax.lax.stop_gradient(tree)
   outcome = reward(batch, tree.slate)
+  if critic is not None:
+    read = _read(policy, params, critic, game, tree)
+    found = values.advantages(read, outcome.reward, method.trace)
+    outcome = outcome.replace(advantage=found)
   given = credit.blend(
     *(CREDIT[name](tree, outcome) for name in credits_of(config))
   )
   old = learner.score_slates(policy, reference, prepare(reference), tree.slate)
 
-  def loss(params):
-    scores = learner.score_slates(policy, params, prepare(params), tree.slate)
+  def loss(learnt):
+    now = learnt["policy"]
+    scores = learner.score_slates(policy, now, prepare(now), tree.slate)
     main = OBJECTIVE[config.objective](tree, scores, given, config.clip)
     far = objectives.weighted(tree, objectives.kl(scores, old))
     wide = objectives.weighted(tree, objectives.entropy(scores))
     total = main.total + config.kl * far.total - config.entropy * wide.total
+    if critic is not None:  # Of the policy that rolled out, which it values.
+      read = _read(policy, params, learnt["critic"], game, tree)
+      total += values.temporal_difference(
+        read, outcome.reward, method.trace
+      ).total
     return total / jnp.maximum(main.denominator, 1e-6), (scores, main)
 
   grad = jax.grad(loss, has_aux=True)
@@ -203,28 +248,34 @@ def step(method, catalogue, reward, reference, state, batch, key):
   return state, diagnostics(method, tree, outcome, given, scores, old, main)
 
 
+def _read(policy, params, critic, game, tree) -> values.PathValues:
+  value = value_of(policy, critic)
+  return values.along(policy, params, value, game, tree.slate)
+
+
 def diagnostics(method, tree, outcome, given, scores, old, main) -> dict:
   """What to watch: (sum, count) each; per level where levels differ."""
-  reward = outcome.reward
+  found = trees.found(tree)
+  reward = jnp.where(found, outcome.reward, 0)
   dead = credit.zero_variance(given)
   ratio = objectives.ratio(tree, scores)
   clipped = jnp.abs(ratio - 1) > method.config.clip
   out = {
     "loss": (main.total, main.denominator),
-    "reward": (reward.sum(), reward.size),
+    "reward": (reward.sum(), found.sum()),
     "zero_variance_groups": (dead.sum(), dead.size),
     "clip_share": ((tree.weight * clipped).sum(), tree.weight.sum()),
   }
   L = method.policy.levels
   real = scores.legal.any(-1)
-  for name, values in (
+  for name, each in (
     ("entropy", objectives.entropy(scores)),
     ("kl", objectives.kl(scores, old)),
   ):
     for level in range(L):
-      at = jnp.arange(values.shape[-1]) % L == level
+      at = jnp.arange(each.shape[-1]) % L == level
       at = real & at[None, None]
-      out[f"{name}_level_{level}"] = (jnp.sum(values * at), at.sum())
+      out[f"{name}_level_{level}"] = (jnp.sum(each * at), at.sum())
   return out
 
 
@@ -239,30 +290,42 @@ def run(setting: Setting) -> Setting:
   """
   config = setting.config
   check(config)
+  learns = reads_values(config.rl)
   setting = setting.identified(
-    STAGE, setting.identity["sft"], config.rl, config.rl_train
+    STAGE,
+    setting.identity["sft"],
+    config.rl,
+    config.rl_train,
+    *([setting.identity["critic"]] if learns else []),
   )
   if ready(setting, STAGE):
     params, meta = load_artifact(setting.folder(STAGE))
     return learned(setting, STAGE, config.name, params, meta["history"])
   train = config.rl_train
+  start = {"policy": setting.params[config.sft_name]}
+  if learns:
+    start["critic"] = setting.critic
+  start = jax.tree.map(jnp.asarray, start)
   tx = states.optimizer(
     dataclasses.replace(
       train,
       steps=train.steps * config.rl.epochs,
       warmup_steps=train.warmup_steps * config.rl.epochs,
-    )
+    ),
+    tuple(start),
   )
-  start = jax.tree.map(jnp.asarray, setting.params[config.sft_name])
-  method = Method(setting.policy, config.rl, tx, train.ema)
-  evaluate, select = selection(setting, greedy_ranker(setting))
+  method = Method(setting.policy, config.rl, tx, train.ema, config.critic.decay)
+  rank = greedy_ranker(setting)
+  evaluate, select = selection(
+    setting, lambda learnt, x: rank(learnt["policy"], x)
+  )
   fit = loop.fit(
     states.create(start, tx),
     jax.tree_util.Partial(
       functools.partial(step, method),
       setting.catalogue,
       setting.reward(config.rl.reward),
-      start,
+      start["policy"],
     ),
     local_batches(setting, train.batch_size, STAGE),
     train,
@@ -273,5 +336,6 @@ def run(setting: Setting) -> Setting:
     select=select,
     mesh=setting.mesh,
   )
-  keep(setting, STAGE, fit.best_params, history=fit.history)
-  return learned(setting, STAGE, config.name, fit.best_params, fit.history)
+  params = fit.best_params["policy"]
+  keep(setting, STAGE, params, history=fit.history)
+  return learned(setting, STAGE, config.name, params, fit.history)
