@@ -92,6 +92,7 @@ VARIANTS = {
     "evaluators.weight_decay": 0.1,
   },
   "m": {"policy.dim": 128, "policy.layers": 4, "policy.heads": 4},
+  "amazon_beauty": {"data.name": "amazon_beauty"},  # Next item alone.
   "l": {"policy.dim": 256, "policy.layers": 4, "policy.heads": 8},
 }
 

@@ -8,7 +8,7 @@ from absl import app, flags, logging
 from launch import devices, errors
 from rerank_rl import config as config_lib
 from rerank_rl.evaluation import report
-from rerank_rl.training import pipeline
+from rerank_rl.training import tasks
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run.", required=True
@@ -38,8 +38,9 @@ def main(argv: list[str]) -> None:
     devices.quick_compile()
   old = json.loads((workdir / report.REPORT).read_text(encoding="utf-8"))
   artifacts = pathlib.Path(_ARTIFACTS.value or workdir)
-  setting = pipeline.learn(pipeline.begin(config, artifacts))
-  print(report.table(pipeline.evaluate(setting, workdir, old["command"])))
+  task = tasks.of(config)
+  setting = task.learn(task.begin(config, artifacts))
+  print(report.table(task.evaluate(setting, workdir, old["command"])))
 
 
 if __name__ == "__main__":

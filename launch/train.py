@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from launch import devices, errors
 from rerank_rl import config as config_lib
 from rerank_rl.evaluation import report
-from rerank_rl.training import mesh, pipeline
+from rerank_rl.training import mesh, tasks
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "What to run: configs/NAME.py or configs/NAME.py:variant."
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   )
   workdir = pathlib.Path(_WORKDIR.value)
-  rows = pipeline.run(
+  rows = tasks.of(config).run(
     config,
     workdir,
     pathlib.Path(_ARTIFACTS.value or workdir),

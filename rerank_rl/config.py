@@ -48,7 +48,8 @@ class WorldConfig:
 class DataConfig:
   """Where impressions come from and which feedback training may see."""
 
-  name: str = "world"  # world | movielens_1m | kuairand_pure | imported
+  # world | movielens_1m | kuairand_pure | imported | amazon_beauty
+  name: str = "world"
   path: str = ""
   feedback: str = "logged"  # logged | shuffled | constant (training only)
   weights: tuple[float, ...] = ()  # Utility of each signal; () = data's own.
@@ -159,13 +160,22 @@ class CriticConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class NextItemConfig:
+  """The trunk that reads sequences of items (protocol next_item)."""
+
+  history: int = _within(20, 1)
+  dropout: float = _within(0.2, 0, 0.9)
+  item_embedding: bool = True  # Beside the sum of the codes' embeddings.
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """A run."""
 
   name: str = "glorank_rl"  # What reports call the run's own system.
   sft_name: str = "glorank_sft"
   seed: int = _within(0, 0)
-  protocol: str = "value"  # value | recovery | oracle
+  protocol: str = "value"  # value | recovery | oracle | next_item
   stages: tuple[str, ...] = ("tokenizer", "evaluators", "sft", "rl")
   quick_compile: bool = False  # Slower programs, sooner: for runs of seconds.
   world: WorldConfig = WorldConfig()
@@ -173,6 +183,7 @@ class Config:
   tokenizer: TokenizerConfig = TokenizerConfig()
   evaluators: EvaluatorConfig = EvaluatorConfig()
   policy: PolicyConfig = PolicyConfig()
+  next_item: NextItemConfig = NextItemConfig()
   ranker: RankerConfig = RankerConfig()
   demo: DemoConfig = DemoConfig()
   sft: TrainConfig = TrainConfig(steps=400)

@@ -10,7 +10,7 @@ import pytest
 
 from configs import common
 from rerank_rl import config as config_lib
-from rerank_rl.training import pipeline
+from rerank_rl.training import pipeline, tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(
@@ -18,6 +18,11 @@ CONFIGS = sorted(
   for path in (ROOT / "configs").rglob("*.py")
   if path.name not in ("__init__.py", "common.py")
 )
+# Of each task.
+VARIANTS = {
+  "value": ("", "smoke", "kuairand_pure", "movielens_1m,recovery"),
+  "next_item": ("", "smoke", "amazon_beauty"),
+}
 
 
 def _get_config(path):
@@ -28,9 +33,10 @@ def _get_config(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_every_config_is_legal_in_every_variant(path):
-  for variant in ("", "smoke", "kuairand_pure", "movielens_1m,recovery"):
-    config = config_lib.freeze(_get_config(path)(variant).to_dict())
-    pipeline.check(config)
+  get_config = _get_config(path)
+  for variant in VARIANTS[get_config().protocol]:
+    config = config_lib.freeze(get_config(variant).to_dict())
+    tasks.of(config).check(config)
     assert config.name == path.stem
 
 

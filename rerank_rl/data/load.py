@@ -8,6 +8,7 @@ import numpy as np
 
 from rerank_rl.config import Config, ConfigError
 from rerank_rl.data import (
+  amazon,
   imported,
   kuairand,
   movielens,
@@ -16,6 +17,7 @@ from rerank_rl.data import (
   synthetic,
 )
 from rerank_rl.data.schema import Dataset
+from rerank_rl.data.sequences import Sequences
 from rerank_rl.world import world
 
 LOADERS: Mapping[str, Callable[[Config], Dataset]] = MappingProxyType(
@@ -28,12 +30,18 @@ LOADERS: Mapping[str, Callable[[Config], Dataset]] = MappingProxyType(
 )
 
 
-def check(config: Config) -> None:
+# What the next-item task reads.
+SEQUENCES: Mapping[str, Callable[[Config], Sequences]] = MappingProxyType(
+  {"world": synthetic.load_sequences, "amazon_beauty": amazon.load}
+)
+
+
+def check(config: Config, loaders: Mapping[str, Callable] = LOADERS) -> None:
   """Raises ConfigError: no such data, or a world that cannot be."""
-  if config.data.name not in LOADERS:
+  if config.data.name not in loaders:
     raise ConfigError(
       f"config.data.name={config.data.name!r}; choose from "
-      f"{', '.join(LOADERS)}."
+      f"{', '.join(loaders)}."
     )
   if config.data.feedback not in pipeline.FEEDBACK:
     raise ConfigError(

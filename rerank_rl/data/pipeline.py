@@ -4,6 +4,8 @@ Grain orders the indices; the rows are gathered a batch at a time, so no
 Python runs for each row but the few microseconds of its index.
 """
 
+from typing import Any
+
 import grain
 import numpy as np
 
@@ -12,7 +14,7 @@ from rerank_rl.types import PAD, Impression
 
 
 def batches(
-  columns: Impression,
+  columns: Any,
   batch_size: int,
   seed: int,
   process_index: int = 0,
@@ -26,7 +28,7 @@ def batches(
   processes together see what one process would.
 
   Args:
-    columns: numpy columns of n impressions.
+    columns: numpy columns of n rows, such as an Impression.
     batch_size: rows of a global batch, B.
     seed: of the shuffle, >= 0.
     process_index: p.
@@ -35,7 +37,7 @@ def batches(
       one pass, whose last batch holds the rows that are left.
 
   Returns:
-    A grain iterator of `Impression`s with leading size B / P; `get_state()`
+    A grain iterator of such columns with leading size B / P; `get_state()`
     returns a small dict and `set_state(state)` resumes exactly after it.
 
   Raises:
@@ -55,7 +57,7 @@ def batches(
       f"process_index={process_index} is outside [0, {process_count})."
     )
 
-  def local(rows: np.ndarray) -> Impression:
+  def local(rows: np.ndarray) -> Any:
     start = rows.size * process_index // process_count
     stop = rows.size * (process_index + 1) // process_count
     return take(columns, rows[start:stop])

@@ -49,9 +49,9 @@ class Dataset:
   warm: np.ndarray
 
 
-def num_rows(columns: Impression) -> int:
-  """Number of impressions n in columns with leading dimension n."""
-  return columns.slate.shape[0]
+def num_rows(columns: Any) -> int:
+  """Number of rows n in columns with leading dimension n."""
+  return jax.tree.leaves(columns)[0].shape[0]
 
 
 def take(columns: Any, rows: np.ndarray) -> Any:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from rerank_rl.config import Config
+from rerank_rl.data import sequences
 from rerank_rl.data.schema import SPLITS, Dataset
 from rerank_rl.world import world as world_lib
 
@@ -87,4 +88,37 @@ def load(config: Config) -> Dataset:
     weights=(1.0,),
     slate_size=sizes.slate_size,
     warm=np.asarray(world.warm),
+  )
+
+
+def load_sequences(config: Config) -> sequences.Sequences:
+  """Histories of the world's users, for the next-item task.
+
+  A user meets items with probability in proportion to sigmoid(rel); what was
+  met before is left out, as in logs of reviews.
+
+  Args:
+    config: the run's; `world.num_train` users.
+
+  Returns:
+    Sequences; the tokenizer quantises the items' vectors.
+
+  Raises:
+    ConfigError: sizes that contradict each other, or histories too short.
+  """
+  world = world_of(config)
+  key = jax.random.fold_in(jax.random.key(seed_of(config)), len(SPLITS))
+  log = world_lib.impressions(world, key, config.world.num_train, world.warm)
+  met = log.request.history
+  earlier = np.tri(met.shape[1], k=-1, dtype=bool)
+  new = ~((met[:, :, None] == met[:, None]) & earlier[None]).any(2)
+  new &= (new.sum(1) >= sequences.LEAST)[:, None]
+  counts = new.sum(1)
+  first = np.r_[0, np.cumsum(counts[counts > 0])]
+  return sequences.assemble(
+    config,
+    sequences.Events(met[new], first),
+    np.arange(len(world.warm)),
+    features=item_features(world),
+    vectors=item_vectors(world),
   )

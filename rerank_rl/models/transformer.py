@@ -36,13 +36,18 @@ def attend(query: Array, key: Array, mask: Array, scale: float) -> Array:
 
 
 class Block(nn.Module):
-  """Pre-norm attention and MLP with GELU; `encode` and `extend` share it."""
+  """Pre-norm attention and MLP with GELU; `encode` and `extend` share it.
+
+  Dropout acts where the caller gives the rng "dropout".
+  """
 
   dim: int
   heads: int
   dtype: jnp.dtype
+  dropout: float = 0.0
 
   def setup(self):
+    self.drop = nn.Dropout(self.dropout)
     dense = lambda n, name: nn.Dense(
       n, dtype=self.dtype, param_dtype=self.dtype, name=name
     )
@@ -65,8 +70,10 @@ class Block(nn.Module):
   def _finish(self, x, mixed):
     """Residual attention output, then the MLP."""
     mixed = jnp.moveaxis(mixed, -3, -2).reshape(x.shape)
-    x = x + self.out(mixed)
-    return x + self.down(nn.gelu(self.up(self.norm_mlp(x))))
+    still = not self.has_rng("dropout")
+    x = x + self.drop(self.out(mixed), deterministic=still)
+    new = self.down(nn.gelu(self.up(self.norm_mlp(x))))
+    return x + self.drop(new, deterministic=still)
 
   def encode(self, x, mask):
     """Self-attention over x f32[B, P, d] under mask bool[B, P, P].
@@ -119,10 +126,11 @@ class Transformer(nn.Module):
   layers: int
   heads: int
   dtype: jnp.dtype
+  dropout: float = 0.0
 
   def setup(self):
     self.blocks = [
-      Block(self.dim, self.heads, self.dtype, name=f"block_{i}")
+      Block(self.dim, self.heads, self.dtype, self.dropout, name=f"block_{i}")
       for i in range(self.layers)
     ]
     self.norm = nn.LayerNorm(

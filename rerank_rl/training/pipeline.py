@@ -21,7 +21,7 @@ from rerank_rl.evaluation import report
 from rerank_rl.models import policy
 from rerank_rl.training import setting as settings
 from rerank_rl.training import systems
-from rerank_rl.training.setting import Setting, valuer
+from rerank_rl.training.setting import AnyRun, Setting, valuer
 from rerank_rl.training.stages import critic, ranker, rl, sft, tokenize
 from rerank_rl.training.stages import evaluators as evaluator_stage
 from rerank_rl.types import Impression
@@ -37,6 +37,21 @@ STAGES = {
 PROTOCOLS = ("value", "recovery", "oracle")
 
 
+def check_stages(config: Config, known: Mapping[str, Any]) -> None:
+  """Raises ConfigError: a stage that is not known, twice or out of order."""
+  for stage in config.stages:
+    if stage not in known:
+      raise ConfigError(
+        f"config.stages holds {stage!r}; choose from {', '.join(known)}."
+      )
+  places = [list(known).index(stage) for stage in config.stages]
+  if places != sorted(set(places)):
+    raise ConfigError(
+      f"config.stages={config.stages}; each once, in the order "
+      f"{', '.join(known)}."
+    )
+
+
 def check(config: Config) -> None:
   """Refuses what cannot run, before any work is done.
 
@@ -44,17 +59,7 @@ def check(config: Config) -> None:
     ConfigError: an unknown stage or protocol, stages out of order, an
       illegal composition, a protocol that the data cannot serve.
   """
-  for stage in config.stages:
-    if stage not in STAGES:
-      raise ConfigError(
-        f"config.stages holds {stage!r}; choose from {', '.join(STAGES)}."
-      )
-  places = [list(STAGES).index(stage) for stage in config.stages]
-  if places != sorted(set(places)):
-    raise ConfigError(
-      f"config.stages={config.stages}; each once, in the order "
-      f"{', '.join(STAGES)}."
-    )
+  check_stages(config, STAGES)
   if config.protocol not in PROTOCOLS:
     raise ConfigError(
       f"config.protocol={config.protocol!r}; choose from "
@@ -112,11 +117,11 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   return dataclasses.replace(setting, dataset=dataset)
 
 
-def learn(setting: Setting) -> Setting:
-  """Runs or reloads every stage; the Setting that the last one left."""
+def learn(setting: AnyRun, stages: Mapping[str, Callable] = STAGES) -> AnyRun:
+  """Runs or reloads every stage; the setting that the last one left."""
   for stage in setting.config.stages:
     start = time.monotonic()
-    setting = STAGES[stage](setting)
+    setting = stages[stage](setting)
     timing = {**setting.timing, stage: time.monotonic() - start}
     setting = dataclasses.replace(setting, timing=timing)
   return setting
@@ -222,6 +227,14 @@ def _deciles(judged: Mapping[str, Mapping[str, Any]]) -> Mapping[str, list]:
   }
 
 
+def keep_config(config: Config, workdir: pathlib.Path) -> None:
+  """Notes in the workdir what is being run."""
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    (workdir / "config.json").write_text(text, encoding="utf-8")
+
+
 def run(
   config: Config, workdir: pathlib.Path, artifacts: pathlib.Path, command: str
 ) -> list[dict[str, Any]]:
@@ -237,10 +250,7 @@ def run(
     The report's rows.
   """
   setting = begin(config, artifacts)
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    (workdir / "config.json").write_text(text, encoding="utf-8")
+  keep_config(config, workdir)
   # What the world knows hangs on no stage: one process makes it meanwhile.
   bounds = None
   if setting.world is not None and jax.process_count() == 1:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TypeVar
 import zlib
 
 from absl import logging
@@ -36,37 +36,65 @@ class Judge(NamedTuple):
   fitted: evaluators.Fitted
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """A run so far.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """A run so far, whatever its task.
 
   Attributes:
     config: the run's.
-    dataset: the data; training feedback already as `data.feedback` says.
-    world: the synthetic world, or None.
+    dataset: the data.
     mesh: devices.
     root: folder of the stages' artifacts.
     identity: stage -> fingerprint of all that its artifact depends on.
     catalogue: features and, after `tokenizer`, semantic IDs.
-    judges: "a", "s", "b" -> Judge, after `evaluators`.
     params: system -> parameters, after the stages that learn one.
-    critic: the critic's parameters, after `critic`.
     history: stage -> evaluations during training.
     timing: stage -> seconds.
   """
 
   config: Config
-  dataset: schema.Dataset
-  world: World | None
+  dataset: Any
   mesh: jax.sharding.Mesh
   root: pathlib.Path
   identity: Mapping[str, str]
   catalogue: Catalogue
-  judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
   params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  critic: Any = None
   history: Mapping[str, list] = dataclasses.field(default_factory=dict)
   timing: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  def key(self, name: str) -> jax.Array:
+    """A stage's own PRNG key."""
+    number = zlib.crc32(name.encode()) & 0x7FFFFFFF
+    return jax.random.fold_in(jax.random.key(self.config.seed), number)
+
+  def folder(self, stage: str) -> pathlib.Path:
+    """Where a stage keeps what it makes."""
+    return self.root / f"{stage}-{self.identity[stage]}"
+
+  def identified(self, stage: str, *parts: Any) -> Self:
+    """With the stage's identity: a hash of what it depends on."""
+    own = fingerprint(stage, self.config.seed, *parts)
+    return dataclasses.replace(self, identity={**self.identity, stage: own})
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting(Run):
+  """A run on impressions.
+
+  Attributes:
+    dataset: the data; training feedback already as `data.feedback` says.
+    world: the synthetic world, or None.
+    judges: "a", "s", "b" -> Judge, after `evaluators`.
+    critic: the critic's parameters, after `critic`.
+  """
+
+  dataset: schema.Dataset
+  world: World | None
+  judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
+  critic: Any = None
 
   @property
   def sizes(self) -> Sizes:
@@ -90,20 +118,6 @@ class Setting:
   def weights(self) -> tuple[float, ...]:
     """Each signal's part in a slate's utility."""
     return self.config.data.weights or self.dataset.weights
-
-  def key(self, name: str) -> jax.Array:
-    """A stage's own PRNG key."""
-    number = zlib.crc32(name.encode()) & 0x7FFFFFFF
-    return jax.random.fold_in(jax.random.key(self.config.seed), number)
-
-  def folder(self, stage: str) -> pathlib.Path:
-    """Where a stage keeps what it makes."""
-    return self.root / f"{stage}-{self.identity[stage]}"
-
-  def identified(self, stage: str, *parts: Any) -> "Setting":
-    """With the stage's identity: a hash of what it depends on."""
-    own = fingerprint(stage, self.config.seed, *parts)
-    return dataclasses.replace(self, identity={**self.identity, stage: own})
 
   def reward(self, name: str) -> rewards.Reward:
     """The reward function called `name` in `config.rl.reward`."""
@@ -270,14 +284,14 @@ _SELECT = {
 }
 
 
-def ready(setting: Setting, stage: str) -> bool:
+def ready(setting: Run, stage: str) -> bool:
   """Whether the stage's artifact is there."""
   return checkpoint.artifact_ready(
     setting.folder(stage), setting.identity[stage]
   )
 
 
-def keep(setting: Setting, stage: str, tree: Any, **meta: Any) -> None:
+def keep(setting: Run, stage: str, tree: Any, **meta: Any) -> None:
   """Saves a stage's artifact under its identity."""
   meta = {"fingerprint": setting.identity[stage], **meta}
   checkpoint.save_artifact(setting.folder(stage), tree, meta)

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 MAIN = "--config=configs/glorank_rl.py"
+TIGER = "--config=configs/tiger.py"
 
 # (flags, words of the message); --workdir is added.
 MISTAKES = (
@@ -118,6 +119,15 @@ MISTAKES = (
   ),
   ((MAIN + ":kuairand_pure", "--config.rl.reward=world"), ("reward='world'",)),
   ((MAIN + ":smoke", "--config.data.weights=(1.0,2.0)"), ("weights",)),
+  ((MAIN + ":amazon_beauty",), ("'amazon_beauty'", "choose")),
+  ((TIGER + ":movielens_1m",), ("'movielens_1m'", "amazon_beauty")),
+  ((TIGER, "--config.next_item.history=0"), ("next_item.history=0",)),
+  ((TIGER, "--config.next_item.dropout=1.0"), ("next_item.dropout=1.0",)),
+  ((TIGER, "--config.stages=('sft',)"), ("'sft'", "tokenizer")),
+  (
+    (TIGER + ":amazon_beauty", "--config.data.path=/nonexistent"),
+    ("/nonexistent",),
+  ),
   ((MAIN, "--num_processes=2"), ("coordinator",)),
 )
 

@@ -17,6 +17,8 @@ from rerank_rl.training import loop
 from rerank_rl.training import state as states
 from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.setting import (
+  AnyRun,
+  Run,
   Setting,
   greedy_ranker,
   keep,
@@ -200,7 +202,7 @@ def run(setting: Setting) -> Setting:
   return learned(setting, STAGE, name, fit.best_params, fit.history)
 
 
-def learned(setting, stage, name, params, history) -> Setting:
+def learned(setting: AnyRun, stage, name, params, history) -> AnyRun:
   """The setting with a system's parameters and its training curve."""
   return dataclasses.replace(
     setting,
@@ -209,7 +211,7 @@ def learned(setting, stage, name, params, history) -> Setting:
   )
 
 
-def local_batches(setting: Setting, batch_size: int, stage: str):
+def local_batches(setting: Run, batch_size: int, stage: str):
   """This process's shuffled training batches, in the stage's own order."""
   seed = int(jax.random.randint(setting.key(stage + "/data"), (), 0, 2**31 - 1))
   return pipeline.batches(

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.tokenizer import residual_kmeans, semantic_ids
-from rerank_rl.training.setting import Setting
+from rerank_rl.training.setting import AnyRun
 
 
-def run(setting: Setting) -> Setting:
+def run(setting: AnyRun) -> AnyRun:
   """Fits on items seen in training; the others get IDs without a refit.
 
   Args:

@@ -1,0 +1,32 @@
+r"""The next item as a semantic ID (TIGER, arXiv 2305.05065), by SFT.
+
+  python -m launch.train --workdir=DIR \
+    --config=configs/tiger.py[:amazon_beauty]
+
+An item-level trunk and a small decoder of tokens (docs/methods.md). Without
+a variant it learns from histories of the synthetic world's users; of the
+variants in configs/common.py, `amazon_beauty` and `smoke` are for it.
+"""
+
+from configs import common
+
+CHANGES = {
+  "name": "tiger",
+  "sft_name": "tiger",
+  "protocol": "next_item",
+  "stages": ("tokenizer", "sft"),
+  "world.num_train": 20_000,
+  "world.cold_share": 0.0,
+  "sft.steps": 6000,
+  "sft.learning_rate": 2e-3,
+  "sft.warmup_steps": 100,
+  "sft.weight_decay": 0.05,
+  "sft.ema": 0.998,
+  "sft.eval_every": 1000,
+  "sft.checkpoint_every": 500,
+}
+
+
+def get_config(variant: str = ""):
+  """The default world, or Amazon Beauty."""
+  return common.build(CHANGES, variant)

@@ -1,0 +1,149 @@
+"""What the next-item task's stages share: the data, the policy, its lists."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rerank_rl.config import Config
+from rerank_rl.data import load, schema, synthetic
+from rerank_rl.data.sequences import Sequences, Windows
+from rerank_rl.decoding import catalogue as catalogues
+from rerank_rl.decoding import next_item as decoding
+from rerank_rl.evaluation import next_item as judges
+from rerank_rl.models import next_item as models
+from rerank_rl.training import mesh as mesh_lib
+from rerank_rl.training.setting import CHUNK, Run, by_chunks, local
+from rerank_rl.types import PAD, Catalogue
+
+WATCHED = 5000  # Validation users whom selection asks.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextItem(Run):
+  """A run on sequences; `catalogue.sids` are published or the tokenizer's."""
+
+  dataset: Sequences
+
+  @functools.cached_property
+  def tree(self) -> catalogues.Tree:
+    """The catalogue as a tree, after its semantic IDs are known."""
+    return catalogues.build(self.catalogue.sids)
+
+  @property
+  def policy(self) -> models.NextItemPolicy:
+    """The configured policy."""
+    items, levels = self.catalogue.sids.shape
+    sizes = models.Sizes(items, levels, int(self.catalogue.sids.max()) + 1)
+    config = self.config
+    return models.make_policy(config.policy, config.next_item, sizes)
+
+
+def start(config: Config, root: pathlib.Path, mesh=None) -> NextItem:
+  """Loads the sequences and opens a run.
+
+  Args:
+    config: the run's.
+    root: folder of the stages' artifacts.
+    mesh: devices; None = all.
+
+  Returns:
+    A NextItem without artifacts.
+  """
+  begin = time.monotonic()
+  dataset = load.SEQUENCES[config.data.name](config)
+  sids = dataset.sids
+  if sids is None:
+    sids = np.zeros((len(dataset.item_ids), config.tokenizer.levels), np.int32)
+  logging.info(
+    "%s: %d items, %s rows.",
+    dataset.name,
+    len(dataset.item_ids),
+    {k: schema.num_rows(v) for k, v in dataset.splits.items()},
+  )
+  setting = NextItem(
+    config=config,
+    dataset=dataset,
+    mesh=mesh_lib.make() if mesh is None else mesh,
+    root=root,
+    identity={},
+    catalogue=Catalogue(jnp.asarray(dataset.features), jnp.asarray(sids)),
+    timing={"data": time.monotonic() - begin},
+  )
+  # Sequences are cut to the history's length when they are loaded.
+  return setting.identified(
+    "data",
+    config.data,
+    config.world,
+    synthetic.seed_of(config),
+    config.protocol,
+    config.next_item.history,
+  )
+
+
+# Jitted once a module, or every stage would compile anew.
+@functools.partial(jax.jit, static_argnums=0)
+def _listed(policy, params, sids, tree, windows, key):
+  state = policy.encode(params, sids, windows.item, windows.place)[:, -1]
+  args = (policy, params, tree, state, judges.LISTED, key)
+  return decoding.beam(*args)[0]
+
+
+def ranker(setting: NextItem) -> Callable[[Any, Windows], np.ndarray]:
+  """(params, windows) -> i32[n, LISTED], items by constrained beam search.
+
+  Equal scores are put in an order drawn from the run's seed.
+  """
+  policy, key = setting.policy, setting.key("ties")
+
+  def rank(params: Any, windows: Windows) -> np.ndarray:
+    params = local(params)
+    return by_chunks(
+      lambda w: _listed(
+        policy, params, setting.catalogue.sids, setting.tree, w, key
+      ),
+      CHUNK,
+      windows,
+    )
+
+  return rank
+
+
+def popularity(setting: NextItem, windows: Windows) -> np.ndarray:
+  """The items that most often came next in training, the same for all users.
+
+  Returns:
+    i32[n, LISTED], ties in random order, PAD where there are fewer items.
+  """
+  target = setting.dataset.splits["train"].target
+  count = np.bincount(
+    target[target != PAD], minlength=len(setting.dataset.item_ids)
+  )
+  mixed = np.random.default_rng(setting.config.seed).permutation(count.size)
+  top = mixed[np.argsort(-count[mixed], kind="stable")][: judges.LISTED]
+  row = np.pad(top, (0, judges.LISTED - top.size), constant_values=PAD)
+  return np.tile(row.astype(np.int32), (schema.num_rows(windows), 1))
+
+
+def selection(setting: NextItem) -> tuple[Callable, tuple[str, bool]]:
+  """(evaluate, select) for `loop.fit`: NDCG@10 on validation.
+
+  Of at most `WATCHED` users, evenly spaced.
+  """
+  valid, rank = setting.dataset.splits["valid"], ranker(setting)
+  count = schema.num_rows(valid)
+  rows = np.linspace(0, count - 1, min(count, WATCHED)).astype(np.int64)
+  valid = schema.take(valid, rows)
+
+  def evaluate(params: Any) -> dict[str, float]:
+    worth = judges.worth(rank(params, valid), valid.target[:, -1])
+    return {name: float(value.mean()) for name, value in worth.items()}
+
+  return evaluate, (judges.SELECT, True)

@@ -1,0 +1,117 @@
+"""One run of the next-item task, from sequences to report."""
+
+from collections.abc import Callable, Mapping
+import pathlib
+import time
+from types import MappingProxyType
+from typing import Any
+
+import jax
+
+from rerank_rl.config import Config, ConfigError
+from rerank_rl.data import load
+from rerank_rl.evaluation import judge as judges
+from rerank_rl.evaluation import next_item as metrics
+from rerank_rl.evaluation import report
+from rerank_rl.models import policy
+from rerank_rl.training import next_item, pipeline
+from rerank_rl.training import state as states
+from rerank_rl.training.next_item import NextItem
+from rerank_rl.training.stages import next_item as sft
+from rerank_rl.training.stages import tokenize
+
+PROTOCOL = "next_item"
+
+
+def semantic_ids(setting: NextItem) -> NextItem:
+  """The stage `tokenizer`: published IDs are kept, others made."""
+  return setting if setting.dataset.sids is not None else tokenize.run(setting)
+
+
+STAGES: Mapping[str, Callable] = MappingProxyType(
+  {"tokenizer": semantic_ids, sft.STAGE: sft.run}
+)
+
+
+def check(config: Config) -> None:
+  """Refuses what cannot run, before any work is done.
+
+  Raises:
+    ConfigError: unknown data, stages missing, numbers that cannot be run.
+  """
+  pipeline.check_stages(config, STAGES)
+  if config.stages != tuple(STAGES):
+    raise ConfigError(
+      f"config.stages={config.stages}; the next item needs "
+      f"{' and '.join(STAGES)}."
+    )
+  load.check(config, load.SEQUENCES)
+  policy.check(config.policy)
+  states.check(config.sft, "config.sft")
+
+
+def begin(config: Config, root: pathlib.Path) -> NextItem:
+  """Loads a configuration's sequences; `learn` does the rest.
+
+  Args:
+    config: the run's.
+    root: folder of the stages' artifacts, shared by runs where they agree.
+
+  Returns:
+    A NextItem without artifacts.
+
+  Raises:
+    ConfigError: see `check`; what the data's own loader refuses.
+  """
+  check(config)
+  return next_item.start(config, root)
+
+
+def learn(setting: NextItem) -> NextItem:
+  """Runs or reloads every stage."""
+  return pipeline.learn(setting, STAGES)
+
+
+def evaluate(
+  setting: NextItem, folder: pathlib.Path, command: str
+) -> list[dict[str, Any]]:
+  """Judges the run on the test split, once, and writes its report.
+
+  Args:
+    setting: after all stages.
+    folder: where report.json, report.html, ... go.
+    command: what repeats the run.
+
+  Returns:
+    The report's rows.
+  """
+  config, test = setting.config, setting.dataset.splits["test"]
+  start = time.monotonic()
+  rank = next_item.ranker(setting)
+  lists = {"popularity": next_item.popularity(setting, test)}
+  lists |= {name: rank(own, test) for name, own in setting.params.items()}
+  judged = metrics.judged(
+    lists, test.target[:, -1], len(setting.dataset.item_ids)
+  )
+  rows = judges.summarise(judged, config.seed)
+  if jax.process_index() == 0:
+    report.write(
+      folder,
+      dataset=setting.dataset.name,
+      protocol=config.protocol,
+      command=command,
+      rows=rows,
+      judged=judged,
+      timing={**setting.timing, "report": time.monotonic() - start},
+      history=setting.history,
+    )
+  return rows
+
+
+def run(
+  config: Config, workdir: pathlib.Path, artifacts: pathlib.Path, command: str
+) -> list[dict[str, Any]]:
+  """The whole run; see `pipeline.run`."""
+  setting = begin(config, artifacts)
+  pipeline.keep_config(config, workdir)
+  return evaluate(learn(setting), workdir, command)

@@ -1,0 +1,27 @@
+"""Which pipeline serves a protocol: reranking slates, or the next item."""
+
+from types import MappingProxyType, ModuleType
+
+from rerank_rl.config import Config, ConfigError
+from rerank_rl.training import next_item_pipeline, pipeline
+
+# Each offers check, begin, learn, evaluate and run.
+TASKS = MappingProxyType(
+  {
+    **dict.fromkeys(pipeline.PROTOCOLS, pipeline),
+    next_item_pipeline.PROTOCOL: next_item_pipeline,
+  }
+)
+
+
+def of(config: Config) -> ModuleType:
+  """The pipeline of `config.protocol`.
+
+  Raises:
+    ConfigError: no pipeline serves it.
+  """
+  if config.protocol not in TASKS:
+    raise ConfigError(
+      f"config.protocol={config.protocol!r}; choose from {', '.join(TASKS)}."
+    )
+  return TASKS[config.protocol]

@@ -1,0 +1,141 @@
+"""The next-item policy: causal, packed as alone, and a distribution."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerank_rl.config import NextItemConfig, PolicyConfig
+from rerank_rl.decoding import catalogue, legality
+from rerank_rl.decoding import next_item as decoding
+from rerank_rl.models import next_item
+from rerank_rl.types import PAD
+from tests import toys
+
+ITEMS, WIDTH = 14, 6
+SIDS = toys.catalogue(items=ITEMS).sids
+TREE = catalogue.build(SIDS)
+POLICY = next_item.make_policy(
+  PolicyConfig(dim=8),
+  NextItemConfig(history=WIDTH, dropout=0.5),
+  next_item.Sizes(ITEMS, 3, 3),
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+  made = jax.jit(POLICY.init)(jax.random.key(0))
+  key = jax.random.key(1)
+  # The items' own embeddings begin at zero and would hide mistakes.
+  return made | {"own": jax.random.normal(key, made["own"].shape)}
+
+
+def _row(*sequences):
+  """Item, place and target rows of width WIDTH that hold the sequences."""
+  item = np.full((1, WIDTH), PAD, np.int32)
+  place = item.copy()
+  flat = list(itertools.chain(*sequences))
+  item[0, : len(flat)] = flat
+  place[0, : len(flat)] = [i for s in sequences for i in range(len(s))]
+  return jnp.asarray(item), jnp.asarray(place)
+
+
+def test_a_sequence_does_not_see_its_neighbours_in_the_row(params):
+  item, place = _row([3, 1], [4, 0, 9])
+  both = POLICY.encode(params, SIDS, item, place)[0]
+  one = POLICY.encode(params, SIDS, *_row([3, 1]))[0]
+  two = POLICY.encode(params, SIDS, *_row([4, 0, 9]))[0]
+  np.testing.assert_allclose(both[:2], one[:2], atol=1e-5)
+  np.testing.assert_allclose(both[2:5], two[:3], atol=1e-5)
+  # Padded on the left, as validation and test rows are.
+  left = POLICY.encode(
+    params, SIDS, jnp.roll(item, 1, 1), jnp.roll(place, 1, 1)
+  )[0]
+  np.testing.assert_allclose(left[3:6], two[:3], atol=1e-5)
+
+
+def test_states_are_causal_and_read_the_past(params):
+  rows = [_row([3, 1, 4, 7]), _row([3, 1, 4, 8]), _row([3, 2, 4, 7])]
+  a, b, c = (POLICY.encode(params, SIDS, *row)[0] for row in rows)
+  np.testing.assert_allclose(a[:3], b[:3], atol=1e-5)
+  assert np.abs(a[3] - b[3]).max() > 1e-2
+  assert np.abs(a[2] - c[2]).max() > 1e-3
+
+
+@jax.jit
+def _log_probs(params, state):
+  """f32[M], of every item after states f32[1, d], token by token."""
+  items = jnp.arange(ITEMS)
+  state = jnp.broadcast_to(state, (ITEMS, state.shape[-1]))
+  logits = []
+  for level in range(3):
+    logits.append(POLICY.logits(params, state, level))
+    if level < 2:
+      state = POLICY.step(params, state, SIDS[:, level], level)
+  stacked = jnp.stack(logits, axis=1)
+  return catalogue.path_log_probs(TREE, stacked, items).sum(-1)
+
+
+def test_the_probabilities_of_all_items_sum_to_one(params):
+  item, place = _row([3, 1, 4])
+  state = POLICY.encode(params, SIDS, item, place)[:, 2]
+  logp = _log_probs(params, state)
+  np.testing.assert_allclose(np.exp(logp).sum(), 1, rtol=1e-4)
+  assert np.ptp(logp) > 0.1
+
+
+def test_the_learner_scores_what_the_decoder_does(params):
+  item, place = _row([3, 1, 4])
+  target = jnp.where(item >= 0, jnp.roll(item, -1, 1), PAD)
+  logits = POLICY.teach(params, SIDS, item, place, target, None)
+  learnt = catalogue.path_log_probs(TREE, logits, target).sum(-1)
+  state = POLICY.encode(params, SIDS, item, place)
+  for at in range(2):
+    rolled = _log_probs(params, state[:, at])[int(target[0, at])]
+    np.testing.assert_allclose(learnt[0, at], rolled, atol=1e-5)
+
+
+def test_dropout_acts_where_there_is_a_key(params):
+  item, place = _row([3, 1, 4])
+  teach = lambda key: POLICY.teach(params, SIDS, item, place, item, key)
+  assert np.abs(teach(None) - teach(jax.random.key(0))).max() > 1e-2
+  np.testing.assert_array_equal(teach(None), teach(None))
+
+
+def test_a_wide_beam_is_a_full_ranking(params):
+  item, place = _row([3, 1, 4])
+  state = POLICY.encode(params, SIDS, item, place)[:, 2]
+  want = np.asarray(_log_probs(params, state))
+  search = jax.jit(decoding.beam, static_argnums=(0, 4))
+  beam = lambda width, gone=None: search(
+    POLICY, params, TREE, state, width, jax.random.key(5), gone
+  )
+  items, logp = beam(20)
+  assert items[0, :ITEMS].tolist() == np.argsort(-want).tolist()
+  np.testing.assert_allclose(logp[0, :ITEMS], np.sort(want)[::-1], atol=1e-5)
+  assert (items[0, ITEMS:] == PAD).all()
+  assert (logp[0, ITEMS:] <= legality.NEGATIVE).all()
+  first = int(items[0, 0])
+  few, _ = beam(4)
+  assert few.shape == (1, 4) and len(set(few[0].tolist())) == 4
+  rank = int(TREE.start[TREE.path[first, -1]])
+  rest, logp = beam(20, jnp.array([[rank, PAD]]))
+  assert first not in rest[0].tolist()
+  np.testing.assert_allclose(np.exp(logp[0, : ITEMS - 1]).sum(), 1, rtol=1e-4)
+
+
+def test_ties_are_broken_at_random():
+  cube = jnp.array(list(itertools.product(range(3), repeat=3)))
+  tree = catalogue.build(cube)
+  policy = next_item.make_policy(
+    PolicyConfig(dim=8), NextItemConfig(history=1), next_item.Sizes(27, 3, 3)
+  )
+  flat = jax.tree.map(jnp.zeros_like, jax.jit(policy.init)(jax.random.key(0)))
+  state = jnp.zeros((1, 8))
+  best = jax.jit(
+    lambda key: decoding.beam(policy, flat, tree, state, 27, key)[0][0, 0]
+  )
+  firsts = {int(best(jax.random.key(seed))) for seed in range(12)}
+  assert len(firsts) > 6, firsts
