@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rerank_rl.config import Config, fingerprint
-from rerank_rl.data import load, schema, synthetic
+from rerank_rl.data import load, schema, shards, synthetic
 from rerank_rl.decoding import sample
 from rerank_rl.evaluation import judge as judges
 from rerank_rl.evaluation import ranking
@@ -48,8 +48,10 @@ class Setting:
     root: folder of the stages' artifacts.
     identity: stage -> fingerprint of all that its artifact depends on.
     catalogue: features and, after `tokenizer`, semantic IDs.
-    judges: "a", "s", "b" -> Judge, after `evaluators`.
+    judges: "a", "s", "b" -> Judge, after `evaluators`; "lookahead" after
+      the stage of that name.
     params: system -> parameters, after the stages that learn one.
+    mined: where the mined lists are, after `mine`.
     critic: the critic's parameters, after `critic`.
     history: stage -> evaluations during training.
     timing: stage -> seconds.
@@ -64,6 +66,7 @@ class Setting:
   catalogue: Catalogue
   judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
   params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  mined: shards.Layout | None = None
   critic: Any = None
   history: Mapping[str, list] = dataclasses.field(default_factory=dict)
   timing: Mapping[str, float] = dataclasses.field(default_factory=dict)
