@@ -18,7 +18,7 @@ from rerank_rl.models.policy import HEADS, Policy, make_policy
 from rerank_rl.models.prefix_lm import Prompt, Sizes
 from rerank_rl.types import PAD, Catalogue, Request
 
-_REQUESTS = flags.DEFINE_integer("requests", 10**6, "With random logits.")
+_RANDOM = flags.DEFINE_integer("random", 10**6, "Requests with random logits.")
 _EACH = flags.DEFINE_integer("each", 10**4, "Requests with each head.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
 
@@ -140,7 +140,7 @@ def count(policy: Policy, total: int, title: str) -> tuple[int, int]:
 def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
-  rows = [("random logits", *count(noise(SIZES), _REQUESTS.value, "noise"))]
+  rows = [("random logits", *count(noise(SIZES), _RANDOM.value, "noise"))]
   for head in HEADS:
     policy = make_policy(PolicyConfig(head=head, dim=16), SIZES)
     rows.append((head, *count(policy, _EACH.value, head)))

@@ -12,14 +12,18 @@ from rerank_rl.training import pipeline
 from rerank_rl.training.setting import Setting
 from rerank_rl.types import Impression
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A finished run of the world.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "A finished run.")
 _ARTIFACTS = flags.DEFINE_string("artifacts", None, "Default: the workdir.")
 _REQUESTS = flags.DEFINE_integer("requests", 512, "Of the split, from its top.")
 _SPLIT = flags.DEFINE_string("split", "test", "valid while choosing numbers.")
 
 
-def learnt(*stages: str) -> Setting:
+def learnt(*stages: str, world: bool = True) -> Setting:
   """The run's setting after some stages, which are made where missing.
+
+  Args:
+    *stages: which; none = the run's own.
+    world: whether only a run of the world will do.
 
   Raises:
     ConfigError: no such run, or one without a world.
@@ -30,12 +34,12 @@ def learnt(*stages: str) -> Setting:
       f"--workdir={_WORKDIR.value} has no config.json; name a finished run."
     )
   config = config_lib.freeze(json.loads(path.read_text(encoding="utf-8")))
-  if config.data.name != "world":
+  if world and config.data.name != "world":
     raise config_lib.ConfigError(
       f"{path} is of {config.data.name}, whose truth is not known; name a run "
       "of the world."
     )
-  config = dataclasses.replace(config, stages=stages)
+  config = dataclasses.replace(config, stages=stages or config.stages)
   artifacts = pathlib.Path(_ARTIFACTS.value or path.parent)
   return pipeline.learn(pipeline.begin(config, artifacts))
 

@@ -26,6 +26,13 @@ SMOKE = {
   "sft.steps": 30,
   "sft.warmup_steps": 10,
   "sft.eval_every": 30,
+  "mine.requests": 128,
+  "mine.width": 4,
+  "mine.shards": 2,
+  "distill_train.steps": 30,
+  "distill_train.warmup_steps": 10,
+  "distill_train.batch_size": 16,
+  "distill_train.eval_every": 30,
   "critic.group": 4,
   "critic_train.steps": 12,
   "critic_train.warmup_steps": 5,
@@ -71,7 +78,11 @@ RECOVERY = {
 
 # Some 15,000 requests to learn from: most runs are at their best before the
 # world's steps are through, so the first evaluation without gain ends them.
-SMALL_LOG = {"sft.patience": 1, "rl_train.patience": 1}
+SMALL_LOG = {
+  "sft.patience": 1,
+  "distill_train.patience": 1,
+  "rl_train.patience": 1,
+}
 
 VARIANTS = {
   "smoke": SMOKE,

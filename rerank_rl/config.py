@@ -149,6 +149,29 @@ class RLConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MineConfig:
+  """Lists that the lookahead evaluator finds for training requests."""
+
+  requests: int = _within(8192, 1)  # All, where there are fewer.
+  width: int = _within(8, 1)  # Of the beam.
+  lists: int = _within(4, 1)  # Kept of the beam's, the best.
+  shards: int = _within(8, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+  """What the policy learns from mined lists."""
+
+  objective: str = "distill"  # distill | preference
+  hard: float = _within(1.0, 0)  # Weight of the items' cross-entropy.
+  soft: float = _within(1.0, 0)  # Weight of the KL to the soft labels, alpha.
+  # Temperatures, in units of utility: of soft labels and of lists' weights.
+  tau_q: float = _within(0.05, _TINY)
+  tau: float = _within(0.05, _TINY)
+  beta: float = _within(0.1, _TINY)  # Of preference.
+
+
+@dataclasses.dataclass(frozen=True)
 class CriticConfig:
   """The multi-level critic: TD(decay) on rollouts of the policy it values."""
 
@@ -187,6 +210,9 @@ class Config:
   ranker: RankerConfig = RankerConfig()
   demo: DemoConfig = DemoConfig()
   sft: TrainConfig = TrainConfig(steps=400)
+  mine: MineConfig = MineConfig()
+  distill: DistillConfig = DistillConfig()
+  distill_train: TrainConfig = TrainConfig(steps=400)
   critic: CriticConfig = CriticConfig()
   critic_train: TrainConfig = TrainConfig(steps=200, batch_size=32)
   rl: RLConfig = RLConfig()

@@ -25,6 +25,9 @@ VARIANTS = {
 }
 
 
+DEGRE = ("tokenizer", "evaluators", "lookahead", "mine", "distill")
+
+
 def _get_config(path):
   scope = {}
   exec((ROOT / path).read_text(), scope)  # As config_flags would load it.
@@ -92,6 +95,13 @@ def test_mistakes_are_named(tree, words):
       ("world", "kuairand_pure"),
     ),
     ({"rl.group": 1}, ("group=1",)),
+    (
+      {"stages": ("tokenizer", "evaluators", "mine")},
+      ("'mine' without 'lookahead'",),
+    ),
+    ({"stages": DEGRE, "mine.lists": 9}, ("lists=9", "width=8")),
+    ({"stages": DEGRE, "distill.objective": "gossip"}, ("gossip", "distill")),
+    ({"stages": DEGRE, "distill.objective": "preference"}, ("'sft'",)),
     ({"rl.credit": "group+blame"}, ("group+blame", "a sum")),
     ({"rl.objective": "uniform_q", "rl.credit": "group"}, ("centred with",)),
     ({"rl.explore": "fixed_tree"}, ("sibling with clipped", "biased_credit")),

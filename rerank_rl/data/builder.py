@@ -93,6 +93,12 @@ def write(
     ).download_and_prepare()
 
 
+def source(data_dir: str, table: str, split: str):
+  """The blocks of a split in their order, read when asked for by number."""
+  folder = f"{data_dir}/{table}/{TableBuilder.VERSION}"
+  return tfds.builder_from_directory(folder).as_data_source(split)
+
+
 def read(data_dir: str, table: str, split: str) -> dict[str, np.ndarray]:
   """All rows of a split, column by column, text as numpy str.
 
@@ -104,9 +110,8 @@ def read(data_dir: str, table: str, split: str) -> dict[str, np.ndarray]:
   Returns:
     name -> [rows, *shape].
   """
-  folder = f"{data_dir}/{table}/{TableBuilder.VERSION}"
-  source = tfds.builder_from_directory(folder).as_data_source(split)
-  blocks = [source[index] for index in range(len(source))]
+  found = source(data_dir, table, split)
+  blocks = [found[index] for index in range(len(found))]
   result = {}
   for name in blocks[0]:
     column = np.concatenate([np.asarray(block[name]) for block in blocks])

@@ -62,8 +62,8 @@ def judge(
     impressions: numpy Impression; its slate is what was logged.
     features: f32[M, F], the items' observed features, for diversity.
     groups: i32[M], the items' topic, genre or tag.
-    evaluators: "a", "s", "b" -> f(impressions, slate) -> f32[n], expected
-      utility; any may be missing.
+    evaluators: "a", "s", "b", "lookahead" -> f(impressions, slate) ->
+      f32[n], expected utility; any may be missing.
     true_utility: the world's, same signature; None on real data.
     optimum: f32[n], true utility of the best slate known; None if unknown.
     relevant: bool or graded [n, N] labels of the candidates; None where

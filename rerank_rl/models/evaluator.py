@@ -122,18 +122,33 @@ class ListEvaluator(nn.Module):
       slate: i32[B, G, K], positions in the candidates, PAD.
       train: whether dropout acts (needs the rng `dropout`).
     """
+    placed = self.place_items(features, request, slate, train)
+    click, go = self._judge(placed, placed, jnp.arange(slate.shape[-1]), train)
+    stay = _log_stay(go, placed.mask)
+    examined = jnp.cumsum(stay, -2) - stay
+    return _joint(click, examined) if self.cascade else click
+
+  def penalty(self, features, impression, train=False):
+    """What fitting minimises: (terms f32[...], which of them count).
+
+    Binary cross-entropy of every shown position's signals.
+    """
+    slate = impression.slate[:, None]
+    x = self(features, impression.request, slate, train)[:, 0]
+    shown = jnp.broadcast_to((impression.slate >= 0)[..., None], x.shape)
+    return optax.sigmoid_binary_cross_entropy(x, impression.feedback), shown
+
+  def place_items(self, features, request, slate, train=False) -> Items:
+    """The items of slates i32[B, G, K] as `Items` [B, G, K, ...]."""
     chex.assert_rank(slate, 3)
     context = self.read(features, request, train)
     batch, slates, slots = slate.shape
     if slates * slots < request.candidates.shape[1]:
       flat = self.view(context, slate.reshape(batch, -1), train)
       shape = lambda x: x.reshape(batch, slates, slots, *x.shape[2:])
-      placed = jax.tree.map(shape, flat)
-    else:  # Cheaper: each candidate once.
-      placed = self.view(context, None, train).take(slate)
-    click, stay = self._judge(placed, placed, jnp.arange(slots), train)
-    examined = jnp.cumsum(stay, -2) - stay
-    return _joint(click, examined) if self.cascade else click
+      return jax.tree.map(shape, flat)
+    # Cheaper: each candidate once.
+    return self.view(context, None, train).take(slate)
 
   def encode(self, features, request) -> Items:
     """The candidates as `Items` [B, N, ...]: what `score_next` reads."""
@@ -181,20 +196,28 @@ class ListEvaluator(nn.Module):
       placed: i32[B, W, K], prefixes; only the first k positions are read.
       k: i32 scalar, the position to fill (may be traced).
     """
+    click, above = self.judge_next(items, placed, k)
+    if not self.cascade:
+      return click
+    _, go = self._judge(above, above, jnp.arange(placed.shape[-1]), False)
+    examined = jnp.sum(_log_stay(go, above.mask), 2)
+    return _joint(click, examined[:, :, None])
+
+  def judge_next(self, items: Items, placed, k):
+    """Logits f32[B, W, N, S] given examination, and the Items [B, W, K] above.
+
+    Arguments as in `score_next`; no item stands at position k or behind it.
+    """
     chex.assert_rank(placed, 3)
     slots = jnp.arange(placed.shape[-1])
     placed = jnp.where((slots < k)[None, None], placed, types.PAD)
     above = items.take(placed)
     every = jax.tree.map(lambda x: x[:, None], items)
     click, _ = self._judge(every, above, jnp.full((1,), k), False)
-    if not self.cascade:
-      return click
-    _, stay = self._judge(above, above, slots, False)
-    examined = jnp.sum(jnp.where((slots < k)[None, None, :, None], stay, 0), 2)
-    return _joint(click, examined[:, :, None])
+    return click, above
 
   def _judge(self, target: Items, above: Items, place, train):
-    """Given examination: logits [B, W, T, S], log P(continue) [B, W, T, 1].
+    """Logits: of signals given examination [B, W, T, S], to go on [.., 1].
 
     Target t stands at position place[t] (place may have length 1: shared).
     """
@@ -203,8 +226,7 @@ class ListEvaluator(nn.Module):
     hidden = self.join(lists) + (target.code + self.place[place][None, None])
     out = self.listwise(nn.gelu(hidden), train)
     click = target.base + self.effect(lists) + out[..., : self.signals]
-    go = self.stay(click) + out[..., self.signals :]
-    return click, jnp.where(target.mask[..., None], nn.log_sigmoid(go), 0)
+    return click, self.stay(click) + out[..., self.signals :]
 
   def _summary(self, target: Items, above: Items, place):
     """Recency-weighted means over the items above, [B, W, T, 4 A]."""
@@ -256,7 +278,7 @@ def init(model, key, features, request, members=1) -> Fitted:
 
 
 def loss(model, params, features, impression, key=None):
-  """Binary cross-entropy of the positions shown, all members: (sum, count).
+  """The network's penalty, all members: (sum, count).
 
   Args:
     model: a `ListEvaluator`.
@@ -266,31 +288,26 @@ def loss(model, params, features, impression, key=None):
     key: for dropout; None leaves it out.
 
   Returns:
-    Sum over members, positions and signals, and how many terms it has.
+    Sum of the terms of `ListEvaluator.penalty`, and how many there are.
   """
-  slate = impression.slate[:, None]
   members = jax.tree.leaves(params)[0].shape[0]
   keys = None if key is None else jax.random.split(key, members)
 
-  def logits(tree, k):
-    rngs = None if k is None else {"dropout": k}
+  def penalty(tree, k):
     return model.apply(
       {"params": tree},
       features,
-      impression.request,
-      slate,
+      impression,
       k is not None,
-      rngs=rngs,
-    )[:, 0]
+      rngs=None if k is None else {"dropout": k},
+      method="penalty",
+    )
 
-  x = _each(logits, params, keys)
-  target = jnp.broadcast_to(impression.feedback[None], x.shape)
-  shown = jnp.broadcast_to((impression.slate >= 0)[None, ..., None], x.shape)
-  terms = optax.sigmoid_binary_cross_entropy(x, target)
-  return jnp.sum(terms, where=shown), jnp.sum(shown)
+  terms, counted = each(penalty, params, keys)
+  return jnp.sum(terms, where=counted), jnp.sum(counted)
 
 
-def _each(function, *trees):
+def each(function, *trees):
   """`function` of each member's trees, stacked; None stands for no tree.
 
   In turn, not by vmap: CPUs multiply one member's matrices with a library and
@@ -301,8 +318,7 @@ def _each(function, *trees):
 
 def _pooled(fitted: Fitted, logits) -> jax.Array:
   """Calibrated logits of the members' mean probability ([E, ...])."""
-  mean = jnp.clip(jnp.mean(nn.sigmoid(logits), 0), _FLOOR, 1 - _FLOOR)
-  x = jnp.log(mean) - jnp.log1p(-mean)
+  x = logit(jnp.mean(nn.sigmoid(logits), 0))
   lift = (1,) * (x.ndim - 1) + (-1,)
   return x * fitted.scale.reshape(lift) + fitted.shift.reshape(lift)
 
@@ -311,7 +327,7 @@ def _pooled(fitted: Fitted, logits) -> jax.Array:
 def predict(model, fitted, features, request, slate) -> jax.Array:
   """Calibrated logits f32[B, G, K, S] of slates i32[B, G, K]."""
   apply = lambda p: model.apply({"params": p}, features, request, slate)
-  return _pooled(fitted, _each(apply, fitted.params))
+  return _pooled(fitted, each(apply, fitted.params))
 
 
 def encode(model, fitted, features, request) -> Items:
@@ -319,7 +335,7 @@ def encode(model, fitted, features, request) -> Items:
   apply = lambda p: model.apply(
     {"params": p}, features, request, method="encode"
   )
-  return _each(apply, fitted.params)
+  return each(apply, fitted.params)
 
 
 def predict_next(model, fitted, items, placed, k) -> jax.Array:
@@ -327,7 +343,7 @@ def predict_next(model, fitted, items, placed, k) -> jax.Array:
   apply = lambda p, x: model.apply(
     {"params": p}, x, placed, k, method="score_next"
   )
-  return _pooled(fitted, _each(apply, fitted.params, items))
+  return _pooled(fitted, each(apply, fitted.params, items))
 
 
 def next_values(model, fitted, features, request, weights):
@@ -353,6 +369,17 @@ def values(logits, slate, weights) -> jax.Array:
   """
   weights = jnp.asarray(weights, logits.dtype)
   return jnp.where(slate >= 0, nn.sigmoid(logits) @ weights, 0)
+
+
+def logit(p):
+  """log p / (1 - p), kept finite."""
+  p = jnp.clip(p, _FLOOR, 1 - _FLOOR)
+  return jnp.log(p) - jnp.log1p(-p)
+
+
+def _log_stay(go, mask):
+  """log P(going on) of logits [..., 1]; 0 where there is no item."""
+  return jnp.where(mask[..., None], nn.log_sigmoid(go), 0)
 
 
 def _joint(click, log_examined):

@@ -97,9 +97,26 @@ def score_slates(
   Returns:
     PathScores; rollout and learner agree to rounding.
   """
-  trie, prompt = game
+  ranks = sample.ranks_of(game.trie, slate)
+  logits = policy.score(params, game.prompt, ranks)
+  return score_logits(game.trie, ranks, logits, rules)
+
+
+def score_logits(
+  trie: legality.Trie,
+  ranks: Array,
+  logits: Array,
+  rules: Sequence[legality.Rule] = (),
+) -> PathScores:
+  """PathScores of slates whose items are worth exp(logit) at every state.
+
+  Args:
+    trie: the requests' items.
+    ranks: i32[B, G, K], the slates' items, PAD where empty.
+    logits: f32[B, G, K, L, N], of every item by rank at each level's state.
+    rules: the rollout's business rules.
+  """
   N = trie.order.shape[1]
-  ranks = sample.ranks_of(trie, slate)
   rank, _, alive = walk(trie, ranks, rules)
 
   def score(logits, level):
@@ -115,4 +132,28 @@ def score_slates(
     logp = jnp.take_along_axis(dist, chosen[..., None], axis=-1)[..., 0]
     return PathScores(jnp.where(rank >= 0, logp, 0), dist, first, chosen)
 
-  return over_levels(score, policy.score(params, prompt, ranks))
+  return over_levels(score, logits)
+
+
+def soft_labels(trie: legality.Trie, slate: Array, worth: Array) -> PathScores:
+  """What a softmax over items says of each token along slates (DeGRe).
+
+    q(token | prefix) = sum of q(item) under prefix and token
+                        / sum of q(item) under prefix
+
+  with q = softmax of worth over the items that are still legal: the item's
+  label marginalised along the semantic IDs.
+
+  Args:
+    trie: the requests' items.
+    slate: i32[B, G, K], positions, PAD where empty.
+    worth: f32[B, G, K, N], of each candidate, by position, as the next item.
+
+  Returns:
+    PathScores whose `dist` holds log q over the legal tokens.
+  """
+  ranks = sample.ranks_of(trie, slate)
+  by_rank = jnp.take_along_axis(worth, trie.order[:, None, None], axis=-1)
+  L = trie.codes.shape[-1]
+  logits = jnp.repeat(by_rank[:, :, :, None], L, axis=3)
+  return score_logits(trie, ranks, logits)

@@ -112,3 +112,44 @@ def cross_entropy(scores: PathScores, weight: Array) -> Loss:
   real = scores.legal.any(-1)
   total = (scores.logp * weight[..., None]).sum()
   return Loss(-total, (real * weight[..., None]).sum())
+
+
+def distill(
+  scores: PathScores,
+  labels: PathScores,
+  weight: Array,
+  hard: float,
+  soft: float,
+) -> Loss:
+  """sum_l w_l sum_t [hard CE(y_t, p_t) + soft KL(q_t || p_t)] (DeGRe).
+
+  Args:
+    scores: the policy's, along lists of items y.
+    labels: of `learner.soft_labels`, along the same lists.
+    weight: f32[B, G], w of each list.
+    hard: weight of the items' own cross-entropy.
+    soft: weight of the soft labels, alpha.
+  """
+  main = cross_entropy(scores, weight)
+  far = (weight[..., None] * kl(labels, scores)).sum()
+  return Loss(hard * main.total + soft * far, main.denominator)
+
+
+def preference(
+  logp: Array, reference: Array, weight: Array, beta: float
+) -> Loss:
+  """-sum_l w_l log sigmoid(beta (d_l - d_loser)), d = log pi - log pi_ref.
+
+  Direct preference optimisation; the last slate of each request is what the
+  others are preferred to.
+
+  Args:
+    logp: f32[B, G + 1], log-probabilities of slates.
+    reference: the same, by the reference policy.
+    weight: f32[B, G], of the preferred slates.
+    beta: inverse temperature.
+  """
+  d = logp - reference
+  margin = d[:, :-1] - d[:, -1:]
+  total = (weight * jax.nn.log_sigmoid(beta * margin)).sum()
+  return Loss(-total, weight.sum())

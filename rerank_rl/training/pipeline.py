@@ -22,18 +22,32 @@ from rerank_rl.models import policy
 from rerank_rl.training import setting as settings
 from rerank_rl.training import systems
 from rerank_rl.training.setting import AnyRun, Setting, valuer
-from rerank_rl.training.stages import critic, ranker, rl, sft, tokenize
+from rerank_rl.training.stages import (
+  critic,
+  distill,
+  lookahead,
+  mine,
+  ranker,
+  rl,
+  sft,
+  tokenize,
+)
 from rerank_rl.training.stages import evaluators as evaluator_stage
 from rerank_rl.types import Impression
 
 STAGES = {
   "tokenizer": tokenize.run,
   "evaluators": evaluator_stage.run,
+  "lookahead": lookahead.run,
+  "mine": mine.run,
   "sft": sft.run,
+  "distill": distill.run,
   "critic": critic.run,
   "rl": rl.run,
   "ranker": ranker.run,
 }
+# Stages that take up what another one left.
+NEEDS = {"mine": "lookahead", "distill": "mine", "critic": "sft", "rl": "sft"}
 PROTOCOLS = ("value", "recovery", "oracle")
 
 
@@ -69,9 +83,11 @@ def check(config: Config) -> None:
     raise ConfigError(
       "config.protocol='oracle' needs config.data.name='world'."
     )
-  for stage in ("critic", "rl"):
-    if stage in config.stages and "sft" not in config.stages:
-      raise ConfigError(f"config.stages has {stage!r} without 'sft' before it.")
+  for stage, needed in NEEDS.items():
+    if stage in config.stages and needed not in config.stages:
+      raise ConfigError(
+        f"config.stages has {stage!r} without {needed!r} before it."
+      )
   if config.protocol == "value" and "evaluators" not in config.stages:
     raise ConfigError(
       "config.protocol='value' selects by evaluator S; add the stage "
@@ -81,7 +97,14 @@ def check(config: Config) -> None:
     raise ConfigError("config.stages needs 'tokenizer'.")
   load.check(config)
   policy.check(config.policy)
-  checked = {"sft": sft, "critic": critic, "rl": rl, "ranker": ranker}
+  checked = {
+    "mine": mine,
+    "sft": sft,
+    "distill": distill,
+    "critic": critic,
+    "rl": rl,
+    "ranker": ranker,
+  }
   for name, stage in checked.items():
     if name in config.stages:
       stage.check(config)
@@ -140,6 +163,8 @@ def compare(
   todo: dict[str, Callable] = {}
   if setting.judges:
     todo["beam_on_a"] = lambda: systems.beam_on_a(setting, impressions)
+  if setting.mined is not None:
+    todo["mined"] = lambda: mine.lists(setting, impressions)["slate"][:, 0]
   todo |= systems.learnt(setting, impressions)
   seconds = {}
   for name, rank in todo.items():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rerank_rl.config import Config, fingerprint
-from rerank_rl.data import load, schema, synthetic
+from rerank_rl.data import load, schema, shards, synthetic
 from rerank_rl.decoding import sample
 from rerank_rl.evaluation import judge as judges
 from rerank_rl.evaluation import ranking
@@ -87,13 +87,16 @@ class Setting(Run):
   Attributes:
     dataset: the data; training feedback already as `data.feedback` says.
     world: the synthetic world, or None.
-    judges: "a", "s", "b" -> Judge, after `evaluators`.
+    judges: "a", "s", "b" -> Judge, after `evaluators`; "lookahead" after
+      the stage of that name.
+    mined: where the mined lists are, after `mine`.
     critic: the critic's parameters, after `critic`.
   """
 
   dataset: schema.Dataset
   world: World | None
   judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
+  mined: shards.Layout | None = None
   critic: Any = None
 
   @property

@@ -1,6 +1,6 @@
 """What a stage optimises, and how one gradient changes it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -139,3 +139,29 @@ def apply_gradients(
     params,
   )
   return TrainState(params, opt_state, state.step + 1, ema)
+
+
+def step_on(
+  state: TrainState,
+  objective: Callable[[Any], tuple[jax.Array, jax.Array]],
+  tx: optax.GradientTransformation,
+  decay: float,
+) -> tuple[TrainState, dict[str, Any]]:
+  """One gradient step on a loss given as (sum, denominator).
+
+  Args:
+    state: the state.
+    objective: parameters -> (sum, denominator).
+    tx: what `optimizer` returned.
+    decay: the average's, see `apply_gradients`.
+
+  Returns:
+    (the next state, figures for the loop).
+  """
+
+  def loss(params):
+    total, count = objective(params)
+    return total / jnp.maximum(count, 1), (total, count)
+
+  grads, out = jax.grad(loss, has_aux=True)(state.params)
+  return apply_gradients(state, grads, tx, decay), {"loss": out}

@@ -1,11 +1,21 @@
 """Benchmarks run at tiny sizes, and their checks can fail."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import common, decode, learner, legality, permutation
+from benchmarks import (
+  common,
+  decode,
+  greedy,
+  hit_rate,
+  learner,
+  legality,
+  lookahead,
+  permutation,
+)
 from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.types import PAD, Request
 
@@ -86,3 +96,41 @@ def test_order_changes_local_indices_alone(monkeypatch, capsys):
   (changed, total), moved, bound = rows["local_index"]
   assert changed > 0.2 * total and moved > 1e-3 and bound > 1 - 1e-6
   assert "Permuted" in capsys.readouterr().out
+
+
+def test_greedy_prints_its_table(capsys):
+  assert len(greedy.run(TINY, 1)) == 2
+  assert "without the prompt" in capsys.readouterr().out
+
+
+def test_list_auc_counts_ordered_pairs():
+  rng = np.random.default_rng(0)
+  value, outcome = rng.integers(0, 5, 40) * 0.1, rng.integers(0, 3, 40)
+  won = [
+    (x > y) + (x == y) / 2
+    for x, a in zip(value, outcome)
+    for y, b in zip(value, outcome)
+    if a > b
+  ]
+  np.testing.assert_allclose(lookahead.list_auc(value, outcome), np.mean(won))
+  assert np.isnan(lookahead.list_auc(value, 0 * outcome))
+
+
+def test_a_prefixs_count_is_held_against_its_own_feedback():
+  part = SimpleNamespace(
+    slate=np.array([[3, 1, 2], [0, PAD, PAD]]),
+    feedback=np.array([[1.0, 0, 1], [0, 0, 0]])[..., None],
+  )
+  truth = np.zeros((2, 3, 1, 3))
+  truth[0, :, 0] = [[1, 0, 0], [1, 0, 0], [1, 1, 0]]
+  assert lookahead.reliability(truth, part, 0)["ece"] == 0
+  found = lookahead.reliability(1 - truth, part, 0)
+  assert found["ece"] == 1 and sum(b["count"] for b in found["bins"]) == 7
+
+
+def test_the_place_among_all_lists():
+  every = np.tile(np.arange(100.0, 200), (3, 1))
+  np.testing.assert_allclose(
+    hit_rate.place(every, np.array([199.0, 198.0, 150.0 - 1e-6])),
+    [0, 0.01, 0.49],
+  )

@@ -95,3 +95,31 @@ def test_is_jittable_and_keeps_the_scorer_dtype():
   )
   found = run(alone)
   assert found.dtype == jnp.int32 and found.shape == (BATCH, 2, SLOTS)
+
+
+def test_a_plan_keeps_values_and_what_every_candidate_would_have_gained():
+  tables = _tables()
+  plan = list_search.plan(_score(*tables), _request(), SLOTS, 6)
+  for row in range(BATCH):
+    alone, after = (x[row] for x in tables)
+    for slate, value, gain in zip(
+      plan.slate[row], plan.value[row], plan.gain[row]
+    ):
+      slate = slate.tolist()
+      np.testing.assert_allclose(value, _worth(alone, after, slate), rtol=1e-5)
+      for k in range(SLOTS):
+        for item in set(range(COUNT)) - set(slate[:k]):
+          before, now = slate[:k], slate[:k] + [item]
+          step = _worth(alone, after, now) - _worth(alone, after, before)
+          np.testing.assert_allclose(gain[k, item], step, atol=1e-5)
+
+
+def test_a_plan_says_where_there_is_no_slate():
+  request = _request(count=(2, 5, 5))
+  plan = list_search.plan(_score(*_tables()), request, SLOTS, 4)
+  assert (np.asarray(plan.value[0]) > list_search.NEVER).tolist() == [
+    True,
+    True,
+    False,
+    False,
+  ]

@@ -53,15 +53,12 @@ def make_step(
       policy, config, params, catalogue, reward, batch, key
     )
 
-    def loss(critic):
+    def objective(critic):
       value = value_of(policy, critic)
       read = values.along(policy, params, value, game, tree.slate)
-      out = values.temporal_difference(read, worth, config.decay)
-      return out.total / jnp.maximum(out.denominator, 1), out
+      return values.temporal_difference(read, worth, config.decay)
 
-    grads, out = jax.grad(loss, has_aux=True)(state.params)
-    state = states.apply_gradients(state, grads, tx, decay)
-    return state, {"loss": (out.total, out.denominator)}
+    return states.step_on(state, objective, tx, decay)
 
   return step
 

@@ -5,7 +5,7 @@ and the judge B is another network than A and S. Each is stopped by the
 log-loss of rows held out of its own third and then calibrated on them.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 import dataclasses
 import functools
 import math
@@ -98,14 +98,12 @@ def _learner(model: evaluators.ListEvaluator, config: TrainConfig):
   tx = states.optimizer(config)
 
   def step(features, state, batch, key):
-    """Binary cross-entropy of every shown position's signals."""
+    """One gradient step on the network's penalty."""
 
-    def loss(params):
-      total, count = evaluators.loss(model, params, features, batch, key)
-      return total / jnp.maximum(count, 1), (total, count)
+    def objective(params):
+      return evaluators.loss(model, params, features, batch, key)
 
-    grads, out = jax.grad(loss, has_aux=True)(state.params)
-    return states.apply_gradients(state, grads, tx, config.ema), {"loss": out}
+    return states.step_on(state, objective, tx, config.ema)
 
   return tx, step
 
@@ -169,11 +167,38 @@ def log_loss(logits: np.ndarray, impressions) -> float:
 
 def fit(setting: Setting, name: str) -> evaluators.Fitted:
   """Fits, stops and calibrates one evaluator."""
-  config, model = setting.config.evaluators, model_of(setting, name)
-  train, held = third(setting, name)
+  model, rows = model_of(setting, name), third(setting, name)
+  fitted = fit_to(setting, STAGE, name, model, rows)
+  logits = predict(model, fitted, setting.catalogue.features, rows[1])
+  scale, shift = calibrate(logits, rows[1])
+  logging.info("evaluator %s: scale %s, shift %s.", name, scale, shift)
+  return evaluators.Fitted(fitted.params, scale, shift)
+
+
+def fit_to(
+  setting: Setting,
+  stage: str,
+  name: str,
+  model: evaluators.ListEvaluator,
+  rows: tuple[Any, Any],
+) -> evaluators.Fitted:
+  """Fits a network and stops it by log-loss, without calibration.
+
+  Args:
+    setting: the run's.
+    stage: whose folder gets the checkpoints, under `name`.
+    name: the evaluator's; seeds it.
+    model: the network; it says what is minimised.
+    rows: (training rows, held-out rows).
+
+  Returns:
+    A Fitted of scale 1 and shift 0.
+  """
+  config = setting.config.evaluators
+  train, held = rows
   numbers = train_config(config, schema.num_rows(train))
   features = setting.catalogue.features
-  key = setting.key(f"{STAGE}/{name}")
+  key = setting.key(f"{stage}/{name}")
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
   fresh = _init(model, key, features, example, config.members)
   # Modules hash by their fields, which type checkers cannot see.
@@ -195,16 +220,13 @@ def fit(setting: Setting, name: str) -> evaluators.Fitted:
     ),
     numbers,
     key,
-    folder=setting.folder(STAGE) / name,
+    folder=setting.folder(stage) / name,
     title=f"evaluator {name.upper()}",
     evaluate=lambda params: {"log_loss": log_loss(shown(params), held)},
     select=("log_loss", False),
     mesh=setting.mesh,
   )
-  scale, shift = calibrate(shown(out.best_params), held)
-  logging.info("evaluator %s: scale %s, shift %s.", name, scale, shift)
-  params = local(out.best_params)
-  return evaluators.Fitted(params, scale, shift)
+  return evaluators.Fitted(local(out.best_params), fresh.scale, fresh.shift)
 
 
 def run(setting: Setting) -> Setting:
@@ -219,18 +241,32 @@ def run(setting: Setting) -> Setting:
   )
   models = {name: model_of(setting, name) for name in KINDS}
   if not ready(setting, STAGE):
-    fitted = {name: fit(setting, name) for name in KINDS}
-    plain = {
-      name: {"params": f.params, "scale": f.scale, "shift": f.shift}
-      for name, f in fitted.items()
-    }
-    keep(setting, STAGE, plain)
-  tree, _ = load_artifact(setting.folder(STAGE))
+    keep_fitted(setting, STAGE, {name: fit(setting, name) for name in KINDS})
+  return judged(setting, STAGE, models)
+
+
+def keep_fitted(
+  setting: Setting, stage: str, fitted: Mapping[str, evaluators.Fitted]
+) -> None:
+  """Saves evaluators as the stage's artifact."""
+  plain = {
+    name: {"params": f.params, "scale": f.scale, "shift": f.shift}
+    for name, f in fitted.items()
+  }
+  keep(setting, stage, plain)
+
+
+def judged(
+  setting: Setting,
+  stage: str,
+  models: Mapping[str, evaluators.ListEvaluator],
+) -> Setting:
+  """The setting with the stage's evaluators among its judges."""
+  tree, _ = load_artifact(setting.folder(stage))
   judges = {
     name: Judge(
-      models[name],
-      evaluators.Fitted(**jax.tree.map(jnp.asarray, tree[name])),
+      model, evaluators.Fitted(**jax.tree.map(jnp.asarray, tree[name]))
     )
-    for name in KINDS
+    for name, model in models.items()
   }
-  return dataclasses.replace(setting, judges=judges)
+  return dataclasses.replace(setting, judges={**setting.judges, **judges})

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.config import Config, ConfigError
+from rerank_rl.config import Config, ConfigError, TrainConfig
 from rerank_rl.data import pipeline
 from rerank_rl.decoding import list_search, sample
 from rerank_rl.models import evaluator as evaluators
@@ -120,15 +121,12 @@ def make_step(policy: Policy, tx, decay: float) -> Callable:
   def step(catalogue, demonstrate, state, batch, key):
     slate = jax.lax.stop_gradient(demonstrate(batch, key))[:, None]
 
-    def loss(params):
+    def objective(params):
       game = sample.prepare(policy, params, catalogue, batch.request)
       scores = learner.score_slates(policy, params, game, slate)
-      out = objectives.cross_entropy(scores, jnp.ones(slate.shape[:2]))
-      return out.total / jnp.maximum(out.denominator, 1), out
+      return objectives.cross_entropy(scores, jnp.ones(slate.shape[:2]))
 
-    grads, out = jax.grad(loss, has_aux=True)(state.params)
-    state = states.apply_gradients(state, grads, tx, decay)
-    return state, {"loss": (out.total, out.denominator)}
+    return states.step_on(state, objective, tx, decay)
 
   return step
 
@@ -176,30 +174,64 @@ def run(setting: Setting) -> Setting:
   if ready(setting, STAGE):
     params, meta = load_artifact(setting.folder(STAGE))
     return learned(setting, STAGE, name, params, meta["history"])
-  policy, train = setting.policy, setting.dataset.splits["train"]
+  policy, params = setting.policy, fresh(setting)
   tx = states.optimizer(config.sft)
-  example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
-  init = jax.jit(policy.init)
-  params = init(setting.key("policy"), setting.catalogue, example)
+  step = jax.tree_util.Partial(
+    make_step(policy, tx, config.sft.ema),
+    setting.catalogue,
+    RULES[rule](setting),
+  )
+  batches = local_batches(setting, config.sft.batch_size, STAGE)
+  state = states.create(params, tx)
+  return fit_policy(setting, STAGE, name, state, step, batches, config.sft)
+
+
+def fit_policy(
+  setting: Setting,
+  stage: str,
+  name: str,
+  state: states.TrainState,
+  step: Callable,
+  batches: Any,
+  config: TrainConfig,
+) -> Setting:
+  """Fits a policy, selected on validation, and keeps it.
+
+  Args:
+    setting: the run's.
+    stage: whose folder, key and title it gets.
+    name: the system's.
+    state: the initial state.
+    step: see `loop.fit`.
+    batches: this process's.
+    config: the stage's numbers.
+
+  Returns:
+    With `params[name]`.
+  """
   evaluate, select = selection(setting, greedy_ranker(setting))
   fit = loop.fit(
-    states.create(params, tx),
-    jax.tree_util.Partial(
-      make_step(policy, tx, config.sft.ema),
-      setting.catalogue,
-      RULES[rule](setting),
-    ),
-    local_batches(setting, config.sft.batch_size, STAGE),
-    config.sft,
-    setting.key(STAGE),
-    folder=setting.folder(STAGE),
-    title=STAGE,
+    state,
+    step,
+    batches,
+    config,
+    setting.key(stage),
+    folder=setting.folder(stage),
+    title=stage,
     evaluate=evaluate,
     select=select,
     mesh=setting.mesh,
   )
-  keep(setting, STAGE, fit.best_params, history=fit.history)
-  return learned(setting, STAGE, name, fit.best_params, fit.history)
+  keep(setting, stage, fit.best_params, history=fit.history)
+  return learned(setting, stage, name, fit.best_params, fit.history)
+
+
+def fresh(setting: Setting) -> Any:
+  """The policy's first parameters, the same for every stage."""
+  train = setting.dataset.splits["train"]
+  example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
+  init = jax.jit(setting.policy.init)
+  return init(setting.key("policy"), setting.catalogue, example)
 
 
 def learned(setting: AnyRun, stage, name, params, history) -> AnyRun:
@@ -213,11 +245,16 @@ def learned(setting: AnyRun, stage, name, params, history) -> AnyRun:
 
 def local_batches(setting: Run, batch_size: int, stage: str):
   """This process's shuffled training batches, in the stage's own order."""
-  seed = int(jax.random.randint(setting.key(stage + "/data"), (), 0, 2**31 - 1))
   return pipeline.batches(
     setting.dataset.splits["train"],
     batch_size,
-    seed,
+    data_seed(setting, stage),
     jax.process_index(),
     jax.process_count(),
   )
+
+
+def data_seed(setting: Setting, stage: str) -> int:
+  """The seed of a stage's own order of the data."""
+  key = setting.key(stage + "/data")
+  return int(jax.random.randint(key, (), 0, 2**31 - 1))

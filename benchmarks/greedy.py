@@ -1,0 +1,62 @@
+"""What one greedy pass saves: against a beam of 8 on the same policy.
+
+python -m benchmarks.greedy [--large]: one slate a request, prompt included and
+without it (the game prepared beforehand).
+"""
+
+import functools
+
+from absl import app
+import jax
+import numpy as np
+
+from benchmarks import common
+from rerank_rl.decoding import beam, sample
+
+WIDTH = 8
+
+
+def run(setting: common.Setting, pairs: int) -> list[float]:
+  """Prints the table; greedy's time over the beam's: whole, without prompt."""
+  policy, params, catalogue, request = common.problem(setting)
+
+  def greedy(params, game):
+    key = jax.random.key(0)  # Unused at temperature 0.
+    return sample.chains(policy, params, game, key, 1, 0.0).slate[:, 0]
+
+  def wide(params, game):
+    return beam.beam(policy, params, game, WIDTH).slate[:, 0]
+
+  @jax.jit
+  def prepare(params):
+    return sample.prepare(policy, params, catalogue, request)
+
+  def timed(decode):
+    """(with the prompt, without it)."""
+    whole = jax.jit(lambda p: decode(p, prepare(p)))
+    alone = functools.partial(jax.jit(decode), params, game)
+    return functools.partial(whole, params), alone
+
+  game = prepare(params)
+  calls = dict(
+    zip(
+      ("whole", "without the prompt"),
+      zip(timed(greedy), timed(wide), strict=True),
+      strict=True,
+    )
+  )
+  flat = [call for pair in calls.values() for call in pair]
+  times = common.paired(*flat, pairs=pairs)
+  ratios, rows = [], []
+  for i, name in enumerate(calls):
+    one, other = times[:, 2 * i], times[:, 2 * i + 1]
+    ratios.append(common.ratio(one, other))
+    seen = (f"{1e3 * np.median(t):.1f}" for t in (one, other))
+    rows.append((name, *seen, f"{ratios[-1]:.2f}"))
+  columns = ("part", "greedy, ms", f"beam {WIDTH}, ms", "greedy / beam")
+  common.show(f"Serving ({setting})", columns, rows)
+  return ratios
+
+
+if __name__ == "__main__":
+  app.run(lambda argv: common.main(run))

@@ -1,0 +1,30 @@
+"""DeGRe (arXiv 2605.25749): plan offline, be greedy online.
+
+  python -m launch.train --config=configs/degre.py --workdir=DIR
+
+A lookahead evaluator, fitted to evaluator A's third of the log, is searched by
+beams over training requests; the policy learns the lists found and, at each of
+their prefixes, what the evaluator says of every candidate. It serves greedily.
+
+Ablations, as flags; mined lists are shared where nothing of theirs changes:
+  hard labels only     --config.distill.soft=0
+  soft labels only     --config.distill.hard=0
+  mining depth, width  --config.mine.lists=1 --config.mine.width=1
+  sharpness of labels  --config.distill.tau_q=.2
+  clicked-first labels configs/glorank_sft.py --config.demo.rule=relevant_first
+  list reward only     configs/glorank_sft.py --config.demo.rule=draws
+
+Variants: see configs/common.py.
+"""
+
+from configs import common
+
+CHANGES = {
+  "name": "degre",
+  "stages": ("tokenizer", "evaluators", "lookahead", "mine", "distill"),
+}
+
+
+def get_config(variant: str = ""):
+  """The default world, 50 -> 6."""
+  return common.build(CHANGES, variant)
