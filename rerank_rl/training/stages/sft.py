@@ -254,7 +254,7 @@ def local_batches(setting: Run, batch_size: int, stage: str):
   )
 
 
-def data_seed(setting: Setting, stage: str) -> int:
+def data_seed(setting: Run, stage: str) -> int:
   """The seed of a stage's own order of the data."""
   key = setting.key(stage + "/data")
   return int(jax.random.randint(key, (), 0, 2**31 - 1))
