@@ -18,7 +18,12 @@ from rerank_rl.models.policy import Policy
 from rerank_rl.rl import learner, objectives
 from rerank_rl.training import state as states
 from rerank_rl.training.checkpoint import load_artifact
-from rerank_rl.training.setting import Setting, ready
+from rerank_rl.training.setting import (
+  Setting,
+  greedy_ranker,
+  ready,
+  selection,
+)
 from rerank_rl.training.stages.sft import (
   data_seed,
   fit_policy,
@@ -166,4 +171,7 @@ def run(setting: Setting) -> Setting:
     start,
   )
   state, stream = states.create(start, tx), batches(setting)
-  return fit_policy(setting, STAGE, config.name, state, step, stream, train)
+  watch = selection(setting, greedy_ranker(setting))
+  return fit_policy(
+    setting, STAGE, config.name, state, step, stream, train, watch
+  )

@@ -3,16 +3,19 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from rerank_rl.decoding import catalogue
 from rerank_rl.models.next_item import NextItemPolicy
-from rerank_rl.training import loop
 from rerank_rl.training import state as states
 from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.next_item import NextItem, selection
-from rerank_rl.training.setting import keep, ready
-from rerank_rl.training.stages.sft import STAGE, learned, local_batches
+from rerank_rl.training.setting import ready
+from rerank_rl.training.stages.sft import (
+  STAGE,
+  fit_policy,
+  learned,
+  local_batches,
+)
 
 
 def make_step(policy: NextItemPolicy, tx, decay: float) -> Callable:
@@ -24,18 +27,14 @@ def make_step(policy: NextItemPolicy, tx, decay: float) -> Callable:
   """
 
   def step(sids, tree, state, batch, key):
-    count = (batch.target >= 0).sum()
-
-    def loss(params):
+    def objective(params):
       logits = policy.teach(
         params, sids, batch.item, batch.place, batch.target, key
       )
       total = -catalogue.path_log_probs(tree, logits, batch.target).sum()
-      return total / jnp.maximum(count, 1), total
+      return total, (batch.target >= 0).sum()
 
-    grads, total = jax.grad(loss, has_aux=True)(state.params)
-    state = states.apply_gradients(state, grads, tx, decay)
-    return state, {"loss": (total, count)}
+    return states.step_on(state, objective, tx, decay)
 
   return step
 
@@ -64,22 +63,13 @@ def run(setting: NextItem) -> NextItem:
     return learned(setting, STAGE, name, params, meta["history"])
   policy, tx = setting.policy, states.optimizer(config.sft)
   params = jax.jit(policy.init)(setting.key("policy"))
-  evaluate, select = selection(setting)
-  fit = loop.fit(
-    states.create(params, tx),
-    jax.tree_util.Partial(
-      make_step(policy, tx, config.sft.ema),
-      setting.catalogue.sids,
-      setting.tree,
-    ),
-    local_batches(setting, config.sft.batch_size, STAGE),
-    config.sft,
-    setting.key(STAGE),
-    folder=setting.folder(STAGE),
-    title=name,
-    evaluate=evaluate,
-    select=select,
-    mesh=setting.mesh,
+  step = jax.tree_util.Partial(
+    make_step(policy, tx, config.sft.ema),
+    setting.catalogue.sids,
+    setting.tree,
   )
-  keep(setting, STAGE, fit.best_params, history=fit.history)
-  return learned(setting, STAGE, name, fit.best_params, fit.history)
+  state = states.create(params, tx)
+  batches = local_batches(setting, config.sft.batch_size, STAGE)
+  return fit_policy(
+    setting, STAGE, name, state, step, batches, config.sft, selection(setting)
+  )

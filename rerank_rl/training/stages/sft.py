@@ -183,18 +183,22 @@ def run(setting: Setting) -> Setting:
   )
   batches = local_batches(setting, config.sft.batch_size, STAGE)
   state = states.create(params, tx)
-  return fit_policy(setting, STAGE, name, state, step, batches, config.sft)
+  watch = selection(setting, greedy_ranker(setting))
+  return fit_policy(
+    setting, STAGE, name, state, step, batches, config.sft, watch
+  )
 
 
 def fit_policy(
-  setting: Setting,
+  setting: AnyRun,
   stage: str,
   name: str,
   state: states.TrainState,
   step: Callable,
   batches: Any,
   config: TrainConfig,
-) -> Setting:
+  watch: tuple[Callable, tuple],
+) -> AnyRun:
   """Fits a policy, selected on validation, and keeps it.
 
   Args:
@@ -205,11 +209,12 @@ def fit_policy(
     step: see `loop.fit`.
     batches: this process's.
     config: the stage's numbers.
+    watch: (evaluate, select), see `loop.fit`.
 
   Returns:
     With `params[name]`.
   """
-  evaluate, select = selection(setting, greedy_ranker(setting))
+  evaluate, select = watch
   fit = loop.fit(
     state,
     step,
