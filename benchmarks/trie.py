@@ -26,11 +26,11 @@ _ITEMS = flags.DEFINE_list(
 CODES, LEVELS, PREFIXES = 256, 3, 1600  # 32 requests x 50 beams.
 
 
-def sids(items: int, codes: int = CODES, levels: int = LEVELS) -> np.ndarray:
-  """Distinct random semantic IDs i32[items, levels]."""
+def sids(items: int) -> np.ndarray:
+  """Distinct random semantic IDs i32[items, LEVELS]."""
   random = np.random.default_rng(items)
-  number = random.choice(codes**levels, items, replace=False)
-  parts = np.unravel_index(number, (codes,) * levels)
+  number = random.choice(CODES**LEVELS, items, replace=False)
+  parts = np.unravel_index(number, (CODES,) * LEVELS)
   return np.stack(parts, axis=1).astype(np.int32)
 
 
@@ -89,7 +89,8 @@ def run(items: Sequence[int], pairs: int) -> list[tuple[float, float]]:
 def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
-  run([int(x) for x in _ITEMS.value], common._PAIRS.value)
+  items = [int(size) for size in _ITEMS.value]
+  common.main(lambda setting, pairs: run(items, pairs))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from benchmarks import (
   legality,
   lookahead,
   permutation,
+  trie,
 )
 from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.types import PAD, Request
@@ -54,6 +55,14 @@ def test_a_repeated_or_foreign_item_is_illegal():
   assert not decode.legal(np.array([[0, 4], [2, 2]]), 5)
   assert not decode.legal(np.array([[0, 5]]), 5)
   assert not decode.legal(np.array([[-1, 1]]), 5)
+
+
+def test_trie_prints_a_ratio_a_size(monkeypatch, capsys):
+  monkeypatch.setattr(trie, "CODES", 4)
+  monkeypatch.setattr(trie, "PREFIXES", 8)
+  ratios = trie.run([10, 40], 1)
+  assert ratios[0] == (1, 1) and min(ratios[1]) > 0
+  assert "slots fans" in " ".join(capsys.readouterr().out.split())
 
 
 def test_flops_count_the_matrix_products():
