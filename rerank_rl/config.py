@@ -150,8 +150,7 @@ class MineConfig:
   """Lists that the lookahead evaluator finds for training requests."""
 
   requests: int = _within(8192, 1)  # All, where there are fewer.
-  width: int = _within(8, 1)  # Of the beam.
-  lists: int = _within(4, 1)  # Kept of the beam's, the best.
+  width: int = _within(8, 1)  # Of the beam, whose lists are all kept.
   shards: int = _within(8, 1)
 
 
@@ -160,6 +159,7 @@ class DistillConfig:
   """What the policy learns from mined lists."""
 
   objective: str = "distill"  # distill | preference
+  lists: int = _within(4, 1)  # The best of the mined.
   hard: float = _within(1.0, 0)  # Weight of the items' cross-entropy.
   soft: float = _within(1.0, 0)  # Weight of the KL to the soft labels, alpha.
   # Temperatures, in units of utility: of soft labels and of lists' weights.
