@@ -196,7 +196,7 @@ class Config:
   sft: TrainConfig = TrainConfig(steps=400)
   mine: MineConfig = MineConfig()
   distill: DistillConfig = DistillConfig()
-  distill_train: TrainConfig = TrainConfig(steps=400)
+  distill_train: TrainConfig = TrainConfig(steps=400, eval_every=200)
   critic: CriticConfig = CriticConfig()
   critic_train: TrainConfig = TrainConfig(steps=200, batch_size=32)
   rl: RLConfig = RLConfig()
