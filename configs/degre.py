@@ -9,7 +9,7 @@ their prefixes, what the evaluator says of every candidate. It serves greedily.
 Ablations, as flags; mined lists are shared where nothing of theirs changes:
   hard labels only     --config.distill.soft=0
   soft labels only     --config.distill.hard=0
-  mining depth, width  --config.mine.lists=1 --config.mine.width=1
+  mining depth, width  --config.distill.lists=1; --config.mine.width=4
   sharpness of labels  --config.distill.tau_q=.2
   clicked-first labels configs/glorank_sft.py --config.demo.rule=relevant_first
   list reward only     configs/glorank_sft.py --config.demo.rule=draws

@@ -153,8 +153,7 @@ class MineConfig:
   """Lists that the lookahead evaluator finds for training requests."""
 
   requests: int = _within(8192, 1)  # All, where there are fewer.
-  width: int = _within(8, 1)  # Of the beam.
-  lists: int = _within(4, 1)  # Kept of the beam's, the best.
+  width: int = _within(8, 1)  # Of the beam, whose lists are all kept.
   shards: int = _within(8, 1)
 
 
@@ -163,6 +162,7 @@ class DistillConfig:
   """What the policy learns from mined lists."""
 
   objective: str = "distill"  # distill | preference
+  lists: int = _within(4, 1)  # The best of the mined.
   hard: float = _within(1.0, 0)  # Weight of the items' cross-entropy.
   soft: float = _within(1.0, 0)  # Weight of the KL to the soft labels, alpha.
   # Temperatures, in units of utility: of soft labels and of lists' weights.
@@ -212,7 +212,7 @@ class Config:
   sft: TrainConfig = TrainConfig(steps=400)
   mine: MineConfig = MineConfig()
   distill: DistillConfig = DistillConfig()
-  distill_train: TrainConfig = TrainConfig(steps=400)
+  distill_train: TrainConfig = TrainConfig(steps=400, eval_every=200)
   critic: CriticConfig = CriticConfig()
   critic_train: TrainConfig = TrainConfig(steps=200, batch_size=32)
   rl: RLConfig = RLConfig()

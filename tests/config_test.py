@@ -99,7 +99,7 @@ def test_mistakes_are_named(tree, words):
       {"stages": ("tokenizer", "evaluators", "mine")},
       ("'mine' without 'lookahead'",),
     ),
-    ({"stages": DEGRE, "mine.lists": 9}, ("lists=9", "width=8")),
+    ({"stages": DEGRE, "distill.lists": 9}, ("lists=9", "width=8")),
     ({"stages": DEGRE, "distill.objective": "gossip"}, ("gossip", "distill")),
     ({"stages": DEGRE, "distill.objective": "preference"}, ("'sft'",)),
     ({"rl.credit": "group+blame"}, ("group+blame", "a sum")),

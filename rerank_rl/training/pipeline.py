@@ -98,7 +98,6 @@ def check(config: Config) -> None:
   load.check(config)
   policy.check(config.policy)
   checked = {
-    "mine": mine,
     "sft": sft,
     "distill": distill,
     "critic": critic,

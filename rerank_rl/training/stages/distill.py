@@ -100,7 +100,7 @@ def make_step(
 
 
 def check(config: Config) -> None:
-  """Raises ConfigError: an objective that is unknown or has no reference."""
+  """Raises ConfigError: an unknown objective, no reference, too few lists."""
   objective = config.distill.objective
   if objective not in OBJECTIVES:
     raise ConfigError(
@@ -112,6 +112,11 @@ def check(config: Config) -> None:
       "config.distill.objective='preference' needs a policy to start from; "
       "add the stage 'sft' to config.stages."
     )
+  if config.distill.lists > config.mine.width:
+    raise ConfigError(
+      f"config.distill.lists={config.distill.lists} are more than are mined; "
+      f"lower it or widen config.mine.width={config.mine.width}."
+    )
   states.check(config.distill_train, "config.distill_train")
 
 
@@ -122,7 +127,9 @@ def batches(setting: Setting) -> shards.Stream:
     raise ValueError("the stage 'distill' needs what 'mine' leaves.")
 
   def make(table: dict[str, np.ndarray]) -> Mined:
-    return Mined(schema.take(train, table.pop("row")), **table)
+    shown = schema.take(train, table.pop("row"))
+    best = {k: x[:, : setting.config.distill.lists] for k, x in table.items()}
+    return Mined(shown, **best)
 
   return shards.Stream(
     setting.mined,

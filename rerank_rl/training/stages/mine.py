@@ -16,32 +16,22 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from rerank_rl.config import Config, ConfigError, MineConfig
+from rerank_rl.config import MineConfig
 from rerank_rl.data import schema, shards
 from rerank_rl.decoding import list_search
 from rerank_rl.models import evaluator as evaluators
 from rerank_rl.training.setting import CHUNK, Setting, by_chunks, keep, ready
-from rerank_rl.types import Impression
+from rerank_rl.types import PAD, Impression
 
 STAGE = "mine"
 
 
-def check(config: Config) -> None:
-  """Raises ConfigError: more lists to keep than the beam has."""
-  mine = config.mine
-  if mine.lists > mine.width:
-    raise ConfigError(
-      f"config.mine.lists={mine.lists} are more than the beam's "
-      f"config.mine.width={mine.width}; lower it or widen the beam."
-    )
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def search(model, config: MineConfig, fitted, features, weights, batch):
-  """The best lists of a batch that were not shown.
+  """A beam's lists of a batch that were not shown.
 
   Returns:
-    A Plan of W = `config.lists`; values are NEVER where there is no list.
+    A Plan, the best list first, rows of PAD where there is none.
   """
   score = evaluators.next_values(
     model, fitted, features, batch.request, weights
@@ -49,12 +39,12 @@ def search(model, config: MineConfig, fitted, features, weights, batch):
   plan = list_search.plan(score, batch.request, model.slots, config.width)
   shown = (plan.slate == batch.slate[:, None]).all(-1)
   value, index = jax.lax.top_k(
-    jnp.where(shown, list_search.NEVER, plan.value), config.lists
+    jnp.where(shown, list_search.NEVER, plan.value), config.width
   )
   take = jax.vmap(lambda x, i: x[i])
-  return list_search.Plan(
-    take(plan.slate, index), value, take(plan.gain, index)
-  )
+  real = (value > list_search.NEVER / 2)[..., None]
+  slate = jnp.where(real, take(plan.slate, index), PAD)
+  return list_search.Plan(slate, value, take(plan.gain, index))
 
 
 def columns(setting: Setting) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -62,12 +52,12 @@ def columns(setting: Setting) -> dict[str, tuple[tuple[int, ...], type]]:
 
   `row` is the request's place in the training split; the others are a Plan's.
   """
-  lists, sizes = setting.config.mine.lists, setting.sizes
+  width, sizes = setting.config.mine.width, setting.sizes
   return {
     "row": ((), np.int32),
-    "slate": ((lists, sizes.slots), np.int32),
-    "value": ((lists,), np.float32),
-    "gain": ((lists, sizes.slots, sizes.candidates), np.float16),
+    "slate": ((width, sizes.slots), np.int32),
+    "value": ((width,), np.float32),
+    "gain": ((width, sizes.slots, sizes.candidates), np.float16),
   }
 
 
@@ -97,12 +87,8 @@ def run(setting: Setting) -> Setting:
 
   Returns:
     With `mined`.
-
-  Raises:
-    ConfigError: see `check`.
   """
   config = setting.config
-  check(config)
   setting = setting.identified(
     STAGE, setting.identity["lookahead"], config.mine, setting.weights
   )
