@@ -86,6 +86,25 @@ def test_mistakes_are_named(tree, words):
       ("world", "kuairand_pure"),
     ),
     ({"rl.group": 1}, ("group=1",)),
+    ({"rl.bonus": "luck"}, ("luck", "novelty")),
+    (
+      {
+        "rl.bonus": "noise",
+        "rl.objective": "uniform_q",
+        "rl.credit": "centred",
+      },
+      ("noise", "uniform_q", "reinforce"),
+    ),
+    (
+      {
+        "rl.reward": "good",
+        "data.name": "kuairand_pure",
+        "stages": ("tokenizer", "sft", "rl"),
+        "protocol": "recovery",
+        "demo.rule": "logged",
+      },
+      ("good", "evaluators"),
+    ),
     ({"rl.credit": "group+blame"}, ("group+blame", "a sum")),
     ({"rl.objective": "uniform_q", "rl.credit": "group"}, ("centred with",)),
     ({"rl.explore": "fixed_tree"}, ("sibling with clipped", "biased_credit")),

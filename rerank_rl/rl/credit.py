@@ -85,10 +85,20 @@ def centred(tree: TokenTree, outcome: Outcome) -> Credit:
   return spread(tree, centre(outcome.reward))
 
 
-def spread(tree: TokenTree, leaf: Array) -> Credit:
-  """Puts leaf advantages f32[B, G] on the edges of their paths."""
+def spread(tree: TokenTree, leaf: Array, where: Array | bool = True) -> Credit:
+  """Puts leaf advantages f32[B, G] on edges of their paths.
+
+  Args:
+    tree: the tree.
+    leaf: f32[B, G].
+    where: bool[B, G, T], the edges of each path that have them; all.
+
+  Returns:
+    Credit.
+  """
   G = leaf.shape[1]
   each = jnp.broadcast_to(leaf[..., None] / G, tree.path.shape)
+  each = jnp.where(where, each, 0)
   return Credit(
     trees.sum_to_edges(tree, jnp.maximum(each, 0)),
     trees.sum_to_edges(tree, jnp.minimum(each, 0)),

@@ -1,5 +1,6 @@
 """What a stage optimises, and how one gradient changes it."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -131,4 +132,6 @@ def apply_gradients(
     state.ema,
     params,
   )
-  return TrainState(params, opt_state, state.step + 1, ema)
+  return dataclasses.replace(
+    state, params=params, opt_state=opt_state, step=state.step + 1, ema=ema
+  )

@@ -12,7 +12,7 @@ from rerank_rl.decoding import beam, fixed_tree, sample
 from rerank_rl.decoding import tree as trees
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import credit, learner, objectives
-from rerank_rl.training import loop
+from rerank_rl.training import curiosity, loop
 from rerank_rl.training import state as states
 from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.setting import (
@@ -55,7 +55,10 @@ OBJECTIVE = {
   "reference": objectives.reference,
   "uniform_q": objectives.uniform_q,
 }
-REWARDS = ("world", "evaluator", "labels")
+REWARDS = ("world", "evaluator", "labels", "good")
+
+# Objectives that read advantages edge by edge: a bonus stands on one edge.
+BONUS_OBJECTIVES = ("clipped", "reinforce")
 
 # Compositions whose gradient means what its name says; anything else needs
 # `biased_credit=True`. A beam's leaves are not samples of the policy.
@@ -115,6 +118,16 @@ def check(config: Config) -> None:
       "config.rl.biased_credit=True."
     )
   check_reward(config)
+  if rl.bonus not in ("", *curiosity.BONUS):
+    raise ConfigError(
+      f"config.rl.bonus={rl.bonus!r}; choose from {', '.join(curiosity.BONUS)} "
+      "or leave it empty."
+    )
+  if rl.bonus and rl.objective not in BONUS_OBJECTIVES:
+    raise ConfigError(
+      f"config.rl.bonus={rl.bonus!r} would be lost on config.rl.objective="
+      f"{rl.objective!r}; use {' or '.join(BONUS_OBJECTIVES)}."
+    )
   states.check(config.rl_train, "config.rl_train")
   if rl.group < 2:
     raise ConfigError(
@@ -142,9 +155,12 @@ def check_reward(config: Config) -> None:
       f"config.rl.reward='world' needs config.data.name='world', not "
       f"{config.data.name!r}; use reward='evaluator' or 'labels'."
     )
-  if rl.reward == "evaluator" and "evaluators" not in config.stages:
+  judged = rl.reward == "evaluator" or (
+    rl.reward == "good" and config.data.name != "world"
+  )
+  if judged and "evaluators" not in config.stages:
     raise ConfigError(
-      "config.rl.reward='evaluator' needs the stage 'evaluators' in "
+      f"config.rl.reward={rl.reward!r} needs the stage 'evaluators' in "
       "config.stages."
     )
 
@@ -185,10 +201,17 @@ def step(method, catalogue, reward, reference, state, batch, key):
     *(CREDIT[name](tree, outcome) for name in credits_of(config))
   )
   old = learner.score_slates(policy, reference, prepare(reference), tree.slate)
+  wanted, extra = given, {}
+  if config.bonus:
+    key = jax.random.fold_in(key, 1)
+    state, bonus, extra = curiosity.explore(
+      config, catalogue, state, batch, tree, outcome, key
+    )
+    wanted = credit.blend(given, bonus)
 
   def loss(params):
     scores = learner.score_slates(policy, params, prepare(params), tree.slate)
-    main = OBJECTIVE[config.objective](tree, scores, given, config.clip)
+    main = OBJECTIVE[config.objective](tree, scores, wanted, config.clip)
     far = objectives.weighted(tree, objectives.kl(scores, old))
     wide = objectives.weighted(tree, objectives.entropy(scores))
     total = main.total + config.kl * far.total - config.entropy * wide.total
@@ -200,7 +223,8 @@ def step(method, catalogue, reward, reference, state, batch, key):
   for _ in range(config.epochs - 1):
     grads, (scores, main) = grad(state.params)
     state = states.apply_gradients(state, grads, method.tx, method.decay)
-  return state, diagnostics(method, tree, outcome, given, scores, old, main)
+  figures = diagnostics(method, tree, outcome, given, scores, old, main)
+  return state, figures | extra
 
 
 def diagnostics(method, tree, outcome, given, scores, old, main) -> dict:
@@ -255,9 +279,12 @@ def run(setting: Setting) -> Setting:
   )
   start = jax.tree.map(jnp.asarray, setting.params[config.sft_name])
   method = Method(setting.policy, config.rl, tx, train.ema)
+  state = states.create(start, tx)
+  if config.rl.bonus:
+    state = curiosity.attach(setting, state)
   evaluate, select = selection(setting, greedy_ranker(setting))
   fit = loop.fit(
-    states.create(start, tx),
+    state,
     jax.tree_util.Partial(
       functools.partial(step, method),
       setting.catalogue,

@@ -1,0 +1,213 @@
+"""Learning signal: python -m benchmarks.signal --workdir=RUN [--reward=good].
+
+RUN is a finished run of the world with SFT. For each request, and each way to
+explore and to credit, one gradient at equal forward tokens (16 chains', the
+prompt not counted) is held against the gradient from 4,096 rollouts: their
+cosine, and the share of requests that carry no signal at all. A first
+gradient on policy is the same for reinforce and clipped.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from absl import app, flags
+import jax
+from jax import flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import common, runs
+from launch import errors
+from rerank_rl.decoding import fixed_tree, sample
+from rerank_rl.decoding import tree as trees
+from rerank_rl.evaluation import bootstrap
+from rerank_rl.models.policy import Policy
+from rerank_rl.rl import credit, learner, objectives
+from rerank_rl.training.setting import Setting, by_chunks
+from rerank_rl.types import Array, Impression, TokenTree
+
+_REWARD = flags.DEFINE_string("reward", "", "Default: the run's.")
+
+GROUP = 16  # Chains whose forward tokens everybody may spend.
+REPEATS = 4  # Gradients of each kind a request.
+ROLLOUTS = 4096  # Of the gradient that they are held against.
+_BLOCK = 256  # Of which are held at a time.
+_CHUNK = 8
+
+
+class Way(NamedTuple):
+  """How to explore and to credit.
+
+  Attributes:
+    explore: (params, game, key) -> TokenTree.
+    give: (params, game, tree, outcome) -> Credit.
+  """
+
+  explore: Callable
+  give: Callable
+
+
+def ways(policy: Policy) -> dict[str, Way]:
+  """What is compared, by name; the first is what the others are held against.
+
+  Raises:
+    ValueError: one of them feeds more tokens than GROUP chains.
+  """
+  T = policy.slots * policy.levels
+  budget = GROUP * (T - 1)
+
+  def chains(params, game, key):
+    return trees.merge(sample.chains(policy, params, game, key, GROUP))
+
+  def tree(*widths):
+    shape = tuple(n for w in widths for n in (w, *[1] * (policy.levels - 1)))
+    spent = fixed_tree.forward_tokens(shape, T)
+    if spent > budget:
+      raise ValueError(f"A tree {widths} feeds {spent} tokens of {budget}.")
+    return lambda params, game, key: fixed_tree.fixed_tree(
+      policy, params, game, shape, key
+    )
+
+  def plain(*credits):
+    return lambda params, game, tree, outcome: credit.blend(
+      *(f(tree, outcome) for f in credits)
+    )
+
+  # Twins at the first token of all slots but the last: what fits.
+  twins = tree(*[2] * (policy.slots - 1))
+  return {
+    "chains, group": Way(chains, plain(credit.group)),
+    "chains, centred": Way(chains, plain(credit.centred)),
+    "chains, sibling": Way(chains, plain(credit.sibling)),
+    "chains, group + sibling": Way(chains, plain(credit.group, credit.sibling)),
+    "tree 4 x 4, sibling": Way(tree(4, 4), plain(credit.sibling)),
+    "tree of twins, sibling": Way(twins, plain(credit.sibling)),
+  }
+
+
+def gradient(
+  policy: Policy,
+  params: Any,
+  catalogue,
+  batch: Impression,
+  tree: TokenTree,
+  given: credit.Credit,
+) -> Array:
+  """The policy's gradient as one vector f32[P]."""
+
+  def loss(params):
+    game = sample.prepare(policy, params, catalogue, batch.request)
+    scores = learner.score_slates(policy, params, game, tree.slate)
+    return objectives.reinforce(tree, scores, given, 0.0).total
+
+  return flatten_util.ravel_pytree(jax.grad(loss)(params))[0]
+
+
+def true_gradient(
+  policy: Policy, params: Any, catalogue, reward, batch: Impression, key
+) -> Array:
+  """REINFORCE over ROLLOUTS chains, against their mean reward: f32[P]."""
+  game = sample.prepare(policy, params, catalogue, batch.request)
+
+  def play(key):
+    tree = sample.chains(policy, params, game, key, _BLOCK)
+    return tree, reward(batch, tree.slate).reward
+
+  keys = jax.random.split(key, ROLLOUTS // _BLOCK)
+  played, worth = jax.lax.map(play, keys)
+  worth -= worth.mean()
+
+  def add(total, block):
+    tree, advantage = block
+    given = credit.spread(tree, advantage)
+    own = gradient(policy, params, catalogue, batch, tree, given)
+    return total + own, None
+
+  zero = jnp.zeros_like(flatten_util.ravel_pytree(params)[0])
+  return jax.lax.scan(add, zero, (played, worth))[0]
+
+
+def cosine(a: Array, b: Array) -> Array:
+  """Cosine of two vectors f32[P]; 0 where one of them is 0."""
+  size = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+  return jnp.vdot(a, b) / jnp.maximum(size, jnp.finfo(a.dtype).tiny)
+
+
+def measure(
+  setting: Setting, params: Any, reward: Callable, impressions: Impression
+) -> tuple[np.ndarray, np.ndarray]:
+  """(cosines f32[n, ways], share of gradients without signal, the same)."""
+  policy = setting.policy
+  todo = ways(policy)
+
+  def one(params, catalogue, reward, batch, key):
+    batch = jax.tree.map(lambda x: x[None], batch)
+    first, *keys = jax.random.split(key, 1 + len(todo))
+    wanted = true_gradient(policy, params, catalogue, reward, batch, first)
+    game = sample.prepare(policy, params, catalogue, batch.request)
+
+    def tried(way, key):
+      tree = way.explore(params, game, key)
+      outcome = reward(batch, tree.slate)
+      given = way.give(params, game, tree, outcome)
+      own = gradient(policy, params, catalogue, batch, tree, given)
+      return cosine(own, wanted), credit.zero_variance(given)[0]
+
+    out = []
+    for way, own in zip(todo.values(), keys, strict=True):
+      several = jax.random.split(own, REPEATS)
+      angle, silent = jax.lax.map(lambda k, way=way: tried(way, k), several)
+      out.append((angle.mean(), silent.mean()))
+    return tuple(jnp.stack(x) for x in zip(*out))
+
+  @jax.jit
+  def several(params, catalogue, reward, batch, rows):
+    each = lambda x: one(
+      params,
+      catalogue,
+      reward,
+      x[0],
+      jax.random.fold_in(setting.key("signal"), x[1]),
+    )
+    return jax.lax.map(each, (batch, rows))
+
+  rows = np.arange(len(impressions.slate))
+  return by_chunks(
+    lambda x, i: several(params, setting.catalogue, reward, x, i),
+    _CHUNK,
+    impressions,
+    rows,
+  )
+
+
+def main(argv: list[str]) -> None:
+  """Prints the table."""
+  del argv
+  setting = runs.learnt("tokenizer", "evaluators", "sft")
+  part = runs.requests(setting)
+  params = jax.tree.map(jnp.asarray, setting.params[setting.config.sft_name])
+  name = _REWARD.value or setting.config.rl.reward
+  cosines, silent = measure(setting, params, setting.reward(name), part)
+  rows = []
+  for i, way in enumerate(ways(setting.policy)):
+    mean = bootstrap.over_requests(cosines[:, i : i + 1])[0]
+    d = bootstrap.paired_difference(cosines[None, :, i], cosines[None, :, 0])
+    rows.append(
+      (
+        way,
+        "{:.4f} [{:.4f}, {:.4f}]".format(*mean),
+        d.signed() if i else "",
+        f"{silent[:, i].mean():.1%}",
+      )
+    )
+  columns = ("explore, credit", "cosine", "minus the first's", "no signal")
+  common.show(
+    f"{len(cosines)} requests x {REPEATS} of seed {setting.config.seed}, "
+    f"reward {name}; against {ROLLOUTS} rollouts",
+    columns,
+    rows,
+  )
+
+
+if __name__ == "__main__":
+  errors.run(app, main)
