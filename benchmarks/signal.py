@@ -1,4 +1,4 @@
-"""Learning signal: python -m benchmarks.signal --workdir=RUN [--reward=good].
+"""Learning signal: python -m benchmarks.signal --workdir=RUN.
 
 RUN is a finished run of the world with SFT. For each request, and each way to
 explore and to credit, one gradient at equal forward tokens (16 chains', the
@@ -26,7 +26,7 @@ from rerank_rl.rl import credit, learner, objectives
 from rerank_rl.training.setting import Setting, by_chunks
 from rerank_rl.types import Array, Impression, TokenTree
 
-_REWARD = flags.DEFINE_string("reward", "", "Default: the run's.")
+_REWARDS = flags.DEFINE_list("rewards", [], "Default: the run's.")
 
 GROUP = 16  # Chains whose forward tokens everybody may spend.
 REPEATS = 4  # Gradients of each kind a request.
@@ -181,32 +181,30 @@ def measure(
 
 
 def main(argv: list[str]) -> None:
-  """Prints the table."""
+  """Prints a table for each reward."""
   del argv
   setting = runs.learnt("tokenizer", "evaluators", "sft")
   part = runs.requests(setting)
   params = jax.tree.map(jnp.asarray, setting.params[setting.config.sft_name])
-  name = _REWARD.value or setting.config.rl.reward
-  cosines, silent = measure(setting, params, setting.reward(name), part)
-  rows = []
-  for i, way in enumerate(ways(setting.policy)):
-    mean = bootstrap.over_requests(cosines[:, i : i + 1])[0]
-    d = bootstrap.paired_difference(cosines[None, :, i], cosines[None, :, 0])
-    rows.append(
-      (
-        way,
-        "{:.4f} [{:.4f}, {:.4f}]".format(*mean),
-        d.signed() if i else "",
-        f"{silent[:, i].mean():.1%}",
-      )
+  for name in _REWARDS.value or [setting.config.rl.reward]:
+    cosines, silent = measure(setting, params, setting.reward(name), part)
+    title = (
+      f"{len(cosines)} requests x {REPEATS} of seed {setting.config.seed}, "
+      f"reward {name}; against {ROLLOUTS} rollouts"
     )
+    _show(title, list(ways(setting.policy)), cosines, silent)
+
+
+def _show(title, names, cosines, silent):
+  """Prints a table of `measure`'s columns."""
+  rows = []
+  for name, angle, none in zip(names, cosines.T, silent.T, strict=True):
+    mean = bootstrap.over_requests(angle[:, None])[0]
+    gap = bootstrap.paired_difference(angle[None], cosines[None, :, 0])
+    cell = "{:.4f} [{:.4f}, {:.4f}]".format(*mean)
+    rows.append((name, cell, gap.signed(), f"{none.mean():.1%}"))
   columns = ("explore, credit", "cosine", "minus the first's", "no signal")
-  common.show(
-    f"{len(cosines)} requests x {REPEATS} of seed {setting.config.seed}, "
-    f"reward {name}; against {ROLLOUTS} rollouts",
-    columns,
-    rows,
-  )
+  common.show(title, columns, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rerank_rl.config import RLConfig
+from rerank_rl.config import ConfigError, RLConfig
 from rerank_rl.models.novelty import Novelty
 from rerank_rl.rl import bonus
 from rerank_rl.rl.credit import Credit
@@ -21,6 +21,23 @@ TX = optax.adam(1e-3)
 
 # (bonus f32[B, G], key) -> what is paid; a control pays for nothing.
 BONUS = {"novelty": lambda paid, key: paid, "noise": bonus.noise}
+
+# They read advantages edge by edge, and a bonus stands on one edge.
+OBJECTIVES = ("clipped", "reinforce")
+
+
+def check(config: RLConfig) -> None:
+  """Raises ConfigError: an unknown bonus, or an objective that loses it."""
+  if config.bonus not in ("", *BONUS):
+    raise ConfigError(
+      f"config.rl.bonus={config.bonus!r}; choose from {', '.join(BONUS)}, or "
+      "leave it empty."
+    )
+  if config.bonus and config.objective not in OBJECTIVES:
+    raise ConfigError(
+      f"config.rl.bonus={config.bonus!r} would be lost on config.rl.objective="
+      f"{config.objective!r}; use {' or '.join(OBJECTIVES)}."
+    )
 
 
 @struct.dataclass

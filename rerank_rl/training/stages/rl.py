@@ -57,9 +57,6 @@ OBJECTIVE = {
 }
 REWARDS = ("world", "evaluator", "labels", "good")
 
-# Objectives that read advantages edge by edge: a bonus stands on one edge.
-BONUS_OBJECTIVES = ("clipped", "reinforce")
-
 # Compositions whose gradient means what its name says; anything else needs
 # `biased_credit=True`. A beam's leaves are not samples of the policy.
 LEGAL = {
@@ -118,16 +115,7 @@ def check(config: Config) -> None:
       "config.rl.biased_credit=True."
     )
   check_reward(config)
-  if rl.bonus not in ("", *curiosity.BONUS):
-    raise ConfigError(
-      f"config.rl.bonus={rl.bonus!r}; choose from {', '.join(curiosity.BONUS)} "
-      "or leave it empty."
-    )
-  if rl.bonus and rl.objective not in BONUS_OBJECTIVES:
-    raise ConfigError(
-      f"config.rl.bonus={rl.bonus!r} would be lost on config.rl.objective="
-      f"{rl.objective!r}; use {' or '.join(BONUS_OBJECTIVES)}."
-    )
+  curiosity.check(rl)
   states.check(config.rl_train, "config.rl_train")
   if rl.group < 2:
     raise ConfigError(
