@@ -7,7 +7,7 @@ cosine, and the share of requests that carry no signal at all. A first
 gradient on policy is the same for reinforce and clipped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from absl import app, flags
@@ -36,19 +36,19 @@ _CHUNK = 8
 
 
 class Way(NamedTuple):
-  """How to explore and to credit.
+  """How to explore, and credits of what was explored.
 
   Attributes:
     explore: (params, game, key) -> TokenTree.
-    give: (params, game, tree, outcome) -> Credit.
+    credits: name -> (params, game, tree, outcome) -> Credit.
   """
 
   explore: Callable
-  give: Callable
+  credits: Mapping[str, Callable]
 
 
 def ways(policy: Policy) -> dict[str, Way]:
-  """What is compared, by name; the first is what the others are held against.
+  """What is compared; the first credit is what the others are held against.
 
   Raises:
     ValueError: one of them feeds more tokens than GROUP chains.
@@ -68,24 +68,29 @@ def ways(policy: Policy) -> dict[str, Way]:
       policy, params, game, shape, key
     )
 
-  def plain(*credits):
+  def plain(*parts):
     return lambda params, game, tree, outcome: credit.blend(
-      *(f(tree, outcome) for f in credits)
+      *(part(tree, outcome) for part in parts)
     )
 
-  # Twins at the first token of all slots but the last: what fits.
-  twins = tree(*[2] * (policy.slots - 1))
+  # Within a request, `centred` points where `group` does.
+  group = {"group": plain(credit.group)}
+  sibling = {"sibling": plain(credit.sibling)}
+  both = {"group + sibling": plain(credit.group, credit.sibling)}
   return {
-    "chains, group": Way(chains, plain(credit.group)),
-    "chains, centred": Way(chains, plain(credit.centred)),
-    "chains, sibling": Way(chains, plain(credit.sibling)),
-    "chains, group + sibling": Way(chains, plain(credit.group, credit.sibling)),
-    "tree 4 x 4, sibling": Way(tree(4, 4), plain(credit.sibling)),
-    "tree of twins, sibling": Way(twins, plain(credit.sibling)),
+    "chains": Way(chains, group | sibling | both),
+    "tree 4 x 4": Way(tree(4, 4), sibling),
+    # At the first token of all slots but the last: what fits.
+    "tree of twins": Way(tree(*[2] * (policy.slots - 1)), sibling),
   }
 
 
-def gradient(
+def names(policy: Policy) -> list[str]:
+  """What `measure`'s columns are called."""
+  return [f"{k}, {c}" for k, way in ways(policy).items() for c in way.credits]
+
+
+def gradients(
   policy: Policy,
   params: Any,
   catalogue,
@@ -93,14 +98,16 @@ def gradient(
   tree: TokenTree,
   given: credit.Credit,
 ) -> Array:
-  """The policy's gradient as one vector f32[P]."""
+  """The policy's gradients f32[C, P] by C credits stacked in one."""
 
-  def loss(params):
+  def loss(params, given):
     game = sample.prepare(policy, params, catalogue, batch.request)
     scores = learner.score_slates(policy, params, game, tree.slate)
     return objectives.reinforce(tree, scores, given, 0.0).total
 
-  return flatten_util.ravel_pytree(jax.grad(loss)(params))[0]
+  # One pass forward: nothing in it depends on the credit.
+  each = jax.vmap(jax.grad(loss), (None, 0))(params, given)
+  return jax.vmap(lambda x: flatten_util.ravel_pytree(x)[0])(each)
 
 
 def true_gradient(
@@ -119,12 +126,16 @@ def true_gradient(
 
   def add(total, block):
     tree, advantage = block
-    given = credit.spread(tree, advantage)
-    own = gradient(policy, params, catalogue, batch, tree, given)
-    return total + own, None
+    given = _stacked(credit.spread(tree, advantage))
+    own = gradients(policy, params, catalogue, batch, tree, given)
+    return total + own[0], None
 
   zero = jnp.zeros_like(flatten_util.ravel_pytree(params)[0])
   return jax.lax.scan(add, zero, (played, worth))[0]
+
+
+def _stacked(*credits: credit.Credit) -> credit.Credit:
+  return jax.tree.map(lambda *x: jnp.stack(x), *credits)
 
 
 def cosine(a: Array, b: Array) -> Array:
@@ -136,7 +147,7 @@ def cosine(a: Array, b: Array) -> Array:
 def measure(
   setting: Setting, params: Any, reward: Callable, impressions: Impression
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(cosines f32[n, ways], share of gradients without signal, the same)."""
+  """(cosines f32[n, C], share of gradients without signal, the same)."""
   policy = setting.policy
   todo = ways(policy)
 
@@ -149,16 +160,17 @@ def measure(
     def tried(way, key):
       tree = way.explore(params, game, key)
       outcome = reward(batch, tree.slate)
-      given = way.give(params, game, tree, outcome)
-      own = gradient(policy, params, catalogue, batch, tree, given)
-      return cosine(own, wanted), credit.zero_variance(given)[0]
+      given = [f(params, game, tree, outcome) for f in way.credits.values()]
+      own = gradients(policy, params, catalogue, batch, tree, _stacked(*given))
+      silent = jnp.stack([credit.zero_variance(g)[0] for g in given])
+      return jax.vmap(cosine, (0, None))(own, wanted), silent
 
     out = []
     for way, own in zip(todo.values(), keys, strict=True):
-      several = jax.random.split(own, REPEATS)
-      angle, silent = jax.lax.map(lambda k, way=way: tried(way, k), several)
-      out.append((angle.mean(), silent.mean()))
-    return tuple(jnp.stack(x) for x in zip(*out))
+      each = jax.random.split(own, REPEATS)
+      tries = jax.lax.map(lambda k, way=way: tried(way, k), each)
+      out.append([x.mean(0) for x in tries])
+    return tuple(jnp.concatenate(x) for x in zip(*out))
 
   @jax.jit
   def several(params, catalogue, reward, batch, rows):
@@ -192,7 +204,7 @@ def main(argv: list[str]) -> None:
       f"{len(cosines)} requests x {REPEATS} of seed {setting.config.seed}, "
       f"reward {name}; against {ROLLOUTS} rollouts"
     )
-    _show(title, list(ways(setting.policy)), cosines, silent)
+    _show(title, names(setting.policy), cosines, silent)
 
 
 def _show(title, names, cosines, silent):

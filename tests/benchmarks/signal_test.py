@@ -35,9 +35,14 @@ def _scaled(impression, slate):
   return out.replace(reward=out.reward * impression.hidden)
 
 
+def _few(monkeypatch, rollouts):
+  for name, value in (("ROLLOUTS", rollouts), ("_BLOCK", 128), ("_CHUNK", 2)):
+    monkeypatch.setattr(signal, name, value)
+
+
 def test_many_rollouts_come_to_the_exact_gradient(monkeypatch):
-  monkeypatch.setattr(signal, "ROLLOUTS", 2048)
-  policy, params = toys.policy("global")
+  _few(monkeypatch, 1024)
+  policy, params = toys.policy("global", layers=1)
   catalogue = toys.catalogue()
   batch = jax.tree.map(lambda x: x[:1], _batch())
   every = jnp.asarray(toys.every_slate())[None]
@@ -56,15 +61,14 @@ def test_many_rollouts_come_to_the_exact_gradient(monkeypatch):
       policy, p, catalogue, _reward, batch, jax.random.key(0)
     )
   )(params)
-  assert signal.cosine(sampled, exact) > 0.95
+  assert signal.cosine(sampled, exact) > 0.9
 
 
 def test_a_signal_points_where_many_rollouts_do(monkeypatch):
-  monkeypatch.setattr(signal, "ROLLOUTS", 512)
-  policy, params = toys.policy("global")
+  _few(monkeypatch, 256)
+  policy, params = toys.policy("global", layers=1)
   every = signal.ways(policy)
-  few = {name: every[name] for name in ("chains, group",)}
-  monkeypatch.setattr(signal, "ways", lambda policy: few)
+  monkeypatch.setattr(signal, "ways", lambda _: {"chains": every["chains"]})
   setting = stdlib.SimpleNamespace(
     policy=policy,
     catalogue=toys.catalogue(),
@@ -74,15 +78,16 @@ def test_a_signal_points_where_many_rollouts_do(monkeypatch):
   batch = _batch().replace(hidden=jnp.array([[1.0], [0.0]]))
   reward = jax.tree_util.Partial(_scaled)
   cosines, silent = signal.measure(setting, params, reward, batch)
-  assert cosines.shape == silent.shape == (2, 1)
-  assert 0.2 < cosines[0, 0] < 1 and silent[0, 0] == 0
-  assert cosines[1, 0] == 0 and silent[1, 0] == 1
+  assert cosines.shape == silent.shape == (2, len(signal.names(policy)))
+  assert (0.2 < cosines[0]).all() and (cosines[0] < 1).all()
+  assert (silent[0] == 0).all()
+  assert (cosines[1] == 0).all() and (silent[1] == 1).all()
 
 
 def test_a_tree_that_spends_more_than_the_chains_is_refused(monkeypatch):
-  policy, _ = toys.policy("global")
+  policy, _ = toys.policy("global", layers=1)
   # As in the default world: 16 x 17 tokens.
-  assert len(signal.ways(policy._replace(slots=6))) > 4
+  assert len(signal.ways(policy._replace(slots=6))) > 1
   monkeypatch.setattr(signal, "GROUP", 8)
   with pytest.raises(ValueError, match=r"feeds \d+ tokens of 136"):
     signal.ways(policy._replace(slots=6))

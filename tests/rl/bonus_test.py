@@ -48,7 +48,7 @@ def test_who_has_failed():
 
 @functools.cache
 def _chains():
-  policy, params = toys.policy("global")
+  policy, params = toys.policy("global", layers=1)
 
   @jax.jit
   def play(params):

@@ -42,12 +42,14 @@ def _state():
     catalogue=toys.catalogue(),
     key=lambda name: jax.random.key(5),
   )
-  return curiosity.attach(setting, states.create(toys.policy("global")[1], TX))
+  return curiosity.attach(
+    setting, states.create(toys.policy("global", layers=1)[1], TX)
+  )
 
 
 @functools.cache
 def _step():
-  policy, params = toys.policy("global")
+  policy, params = toys.policy("global", layers=1)
   config = RLConfig(
     group=8, credit="group", bonus="novelty", kl=0.0, entropy=0.0
   )
