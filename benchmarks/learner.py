@@ -4,6 +4,8 @@ python -m benchmarks.learner [--large]: forward and backward of the clipped
 loss of the same slates, after checking that all three agree.
 """
 
+from collections.abc import Callable
+
 from absl import app
 import chex
 import jax
@@ -13,14 +15,15 @@ import numpy as np
 from benchmarks import common, dense
 from rerank_rl.decoding import sample
 from rerank_rl.rl import credit, learner, objectives
-from rerank_rl.types import Outcome, TokenTree
+from rerank_rl.types import ROOT, Outcome, TokenTree
 
 
 def layouts(problem: common.Problem, tree: TokenTree) -> dict:
   """Functions params -> PathScores of the tree's slates, by layout's name."""
   policy, _, catalogue, request = problem
-  B, G, T = tree.path.shape
-  fed = np.arange(G * T).reshape(G, T)[:, :-1].reshape(-1)
+  B, G, _ = tree.path.shape
+  fed = np.unique(tree.parent)
+  fed = fed[fed != ROOT]
   # Made once, outside of what is timed.
   mask = jax.jit(lambda t: dense.ancestors(t)[:, fed][:, :, fed])(tree)
   masked = dense.policy(policy, tree, mask, fed)
@@ -49,19 +52,41 @@ def layouts(problem: common.Problem, tree: TokenTree) -> dict:
 
 def run(setting: common.Setting, pairs: int) -> list[float]:
   """Prints the table; returns each layout's time over separate sequences'."""
+  explore = lambda *args: sample.chains(*args, setting.group)
+  return compare(setting, explore, credit.group, "Learner", pairs)
+
+
+def compare(
+  setting: common.Setting,
+  explore: Callable,
+  give: Callable,
+  title: str,
+  pairs: int,
+) -> list[float]:
+  """Prints the table of a tree's layouts.
+
+  Args:
+    setting: sizes.
+    explore: (policy, params, game, key) -> TokenTree.
+    give: the credit, (tree, outcome) -> Credit.
+    title: of the table.
+    pairs: rounds of timing.
+
+  Returns:
+    Each layout's time over separate sequences'.
+  """
   problem = common.problem(setting)
   policy, params, catalogue, request = problem
 
   @jax.jit
   def play(params):
     game = sample.prepare(policy, params, catalogue, request)
-    key = jax.random.key(1)
-    return sample.chains(policy, params, game, key, setting.group)
+    return explore(policy, params, game, jax.random.key(1))
 
   tree = play(params)
   shape = tree.slate.shape[:2]
   reward = jax.random.normal(jax.random.key(2), shape)
-  given = credit.group(tree, Outcome(reward, reward[..., None], 0 * reward))
+  given = give(tree, Outcome(reward, reward[..., None], 0 * reward))
 
   def gradient(scored):
     def loss(params):
@@ -80,7 +105,7 @@ def run(setting: common.Setting, pairs: int) -> list[float]:
   )
   ratios = [common.ratio(column, times[:, -1]) for column in times.T]
   common.show(
-    f"Learner, forward and backward ({setting})",
+    f"{title}, forward and backward ({setting})",
     ("layout", "ms", "time over separate sequences'"),
     [
       (name, f"{1e3 * t:.0f}", f"{r:.2f}")

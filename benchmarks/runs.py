@@ -1,5 +1,6 @@
 """Benchmarks of what a finished run has learnt: flags and loading."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -28,10 +29,43 @@ def learnt(*stages: str, world: bool = True) -> Setting:
   Raises:
     ConfigError: no such run, or one without a world.
   """
-  path = pathlib.Path(_WORKDIR.value or "") / "config.json"
+  config = _config(_WORKDIR.value, world)
+  config = dataclasses.replace(config, stages=stages or config.stages)
+  return pipeline.learn(pipeline.begin(config, _artifacts(_WORKDIR.value)))
+
+
+def several(workdirs: Sequence[str]) -> Mapping[str, Setting]:
+  """Runs of one world after all their stages, by their folders' names.
+
+  Their data are made once.
+
+  Raises:
+    ConfigError: no run, one without a world, or runs of several worlds.
+  """
+  if not workdirs:
+    raise config_lib.ConfigError("--workdirs names no run.")
+  out, begun = {}, None
+  for workdir in workdirs:
+    config, root = _config(workdir), _artifacts(workdir)
+    begun = begun or pipeline.begin(config, root)
+    for field in ("seed", "world", "data"):
+      value = getattr(config, field)
+      if value != getattr(begun.config, field):
+        raise config_lib.ConfigError(
+          f"{workdir} has config.{field}={value}, unlike {workdirs[0]}; name "
+          "runs of one world."
+        )
+    own = dataclasses.replace(begun, config=config, root=root)
+    out[pathlib.Path(workdir).name] = pipeline.learn(own)
+  return out
+
+
+def _config(workdir: str | None, world: bool = True) -> config_lib.Config:
+  """A finished run's configuration."""
+  path = pathlib.Path(workdir or "") / "config.json"
   if not path.is_file():
     raise config_lib.ConfigError(
-      f"--workdir={_WORKDIR.value} has no config.json; name a finished run."
+      f"{workdir} has no config.json; name a finished run."
     )
   config = config_lib.freeze(json.loads(path.read_text(encoding="utf-8")))
   if world and config.data.name != "world":
@@ -39,9 +73,12 @@ def learnt(*stages: str, world: bool = True) -> Setting:
       f"{path} is of {config.data.name}, whose truth is not known; name a run "
       "of the world."
     )
-  config = dataclasses.replace(config, stages=stages or config.stages)
-  artifacts = pathlib.Path(_ARTIFACTS.value or path.parent)
-  return pipeline.learn(pipeline.begin(config, artifacts))
+  return config
+
+
+def _artifacts(workdir: str) -> pathlib.Path:
+  """Where a run's stages left what they made."""
+  return pathlib.Path(_ARTIFACTS.value or workdir)
 
 
 def requests(setting: Setting) -> Impression:

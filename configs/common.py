@@ -88,6 +88,7 @@ VARIANTS = {
   "smoke": SMOKE,
   "oracle": ORACLE,
   "recovery": RECOVERY,
+  "good": {"rl.reward": "good"},
   "pointwise": {"world.fatigue": 0.0, "world.contrast": 0.0},
   "shuffled": {"data.feedback": "shuffled"},
   "constant": {"data.feedback": "constant"},

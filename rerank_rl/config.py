@@ -134,7 +134,8 @@ class RLConfig:
   explore: str = "chains"
   credit: str = "centred"
   objective: str = "clipped"
-  reward: str = "evaluator"  # world | evaluator | labels
+  reward: str = "evaluator"  # world | evaluator | labels | good
+  bonus: str = ""  # For exploring: "" | novelty | noise, its control.
   group: int = _within(16, 1)
   # Children of a node by depth, 1 beyond the end (explore=fixed_tree).
   branching: tuple[int, ...] = (4, 1, 1, 4)

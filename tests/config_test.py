@@ -102,6 +102,25 @@ def test_mistakes_are_named(tree, words):
     ({"stages": DEGRE, "distill.lists": 9}, ("lists=9", "width=8")),
     ({"stages": DEGRE, "distill.objective": "gossip"}, ("gossip", "distill")),
     ({"stages": DEGRE, "distill.objective": "preference"}, ("'sft'",)),
+    ({"rl.bonus": "luck"}, ("luck", "novelty")),
+    (
+      {
+        "rl.bonus": "noise",
+        "rl.objective": "uniform_q",
+        "rl.credit": "centred",
+      },
+      ("noise", "uniform_q", "reinforce"),
+    ),
+    (
+      {
+        "rl.reward": "good",
+        "data.name": "kuairand_pure",
+        "stages": ("tokenizer", "sft", "rl"),
+        "protocol": "recovery",
+        "demo.rule": "logged",
+      },
+      ("good", "evaluators"),
+    ),
     ({"rl.credit": "group+blame"}, ("group+blame", "a sum")),
     ({"rl.objective": "uniform_q", "rl.credit": "group"}, ("centred with",)),
     ({"rl.explore": "fixed_tree"}, ("sibling with clipped", "biased_credit")),

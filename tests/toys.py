@@ -45,9 +45,12 @@ def request(seed: int = 0, batch: int = 4, items: int = 20, sizes=SIZES):
 
 
 @functools.cache
-def policy(head: str, sharpness: float = 1.3, seed: int = 0, sizes=SIZES):
+def policy(
+  head: str, sharpness: float = 1.3, seed: int = 0, sizes=SIZES, layers: int = 2
+):
   """(Policy, params) whose distribution is far from uniform."""
-  made: Policy = make_policy(PolicyConfig(head=head, dim=16), sizes)
+  config = PolicyConfig(head=head, dim=16, layers=layers)
+  made: Policy = make_policy(config, sizes)
   params = jax.jit(made.init)(jax.random.key(seed), catalogue(), request())
   return made, jax.tree.map(lambda x: x * sharpness, params)
 

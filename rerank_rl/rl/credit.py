@@ -94,10 +94,19 @@ def centred(tree: TokenTree, outcome: Outcome) -> Credit:
   return spread(tree, centre(outcome.reward, trees.found(tree)))
 
 
-def spread(tree: TokenTree, leaf: Array) -> Credit:
-  """Puts leaf advantages f32[B, G] on the edges of their paths."""
+def spread(tree: TokenTree, leaf: Array, where: Array | bool = True) -> Credit:
+  """Puts leaf advantages f32[B, G] on edges of their paths.
+
+  Args:
+    tree: the tree.
+    leaf: f32[B, G].
+    where: bool[B, G, T], the edges of each path that have them; all.
+
+  Returns:
+    Credit.
+  """
   each = jnp.broadcast_to(leaf[..., None], tree.path.shape)
-  return _on_edges(tree, each)._replace(leaf=leaf)
+  return _on_edges(tree, jnp.where(where, each, 0))._replace(leaf=leaf)
 
 
 def _on_edges(tree: TokenTree, each: Array) -> Credit:

@@ -1,5 +1,7 @@
 """What a slate is worth: the world's truth, an evaluator, or logged labels.
 
+Or whether it is good: 1 or 0.
+
 A reward is a function (impression, slate i32[B, G, K]) -> Outcome, and a
 pytree (`jax.tree_util.Partial`), so that jit sees its arrays as arguments.
 """
@@ -16,6 +18,8 @@ from rerank_rl.world import utility
 from rerank_rl.world.world import World
 
 Reward = Callable[[Impression, Array], Outcome]
+
+GOOD_SHARE = 0.95  # Of the optimum, from which a slate of the world is good.
 
 
 def _outcome(per_item: Array) -> Outcome:
@@ -86,3 +90,37 @@ def label_reward(impression: Impression, slate: Array) -> Outcome:
   ).reshape(B, G, K)
   shown = jnp.where(slate < 0, 0, shown) * discount[None, None]
   return _outcome(shown / jnp.maximum(ideal, 1e-6)[:, None, None])
+
+
+def good_reward(world: World) -> Reward:
+  """1[good slate]: its true utility is at least .95 of the optimum's.
+
+  The optimum of each request is searched anew, as `utility.optimum` does: a
+  batch takes a few hundredths of what a learning step takes.
+  """
+  return jax.tree_util.Partial(_good, world)
+
+
+def _good(world: World, impression: Impression, slate: Array) -> Outcome:
+  candidates = impression.request.candidates
+  best = utility.best(world, impression.hidden, candidates)
+  top = _world(world, impression, best[:, None]).reward
+  worth = _world(world, impression, slate).reward
+  return _success(worth >= GOOD_SHARE * top, slate)
+
+
+def better_than_logged(reward: Reward) -> Reward:
+  """1[R(slate) > R(logged slate)], a good slate where no truth is known."""
+  return jax.tree_util.Partial(_better, reward)
+
+
+def _better(reward: Reward, impression: Impression, slate: Array) -> Outcome:
+  logged = reward(impression, impression.slate[:, None]).reward
+  return _success(reward(impression, slate).reward > logged, slate)
+
+
+def _success(good: Array, slate: Array) -> Outcome:
+  """1 or 0 for bool[B, G]; each slot has an equal part in it."""
+  reward = good.astype(jnp.float32)
+  share = jnp.broadcast_to(reward[..., None] / slate.shape[2], slate.shape)
+  return Outcome(reward, share, jnp.zeros_like(reward))

@@ -138,6 +138,11 @@ _REWARDS = {
   "world": lambda setting: rewards.world_reward(setting.world),
   "evaluator": lambda setting: setting.judged_by("a"),
   "labels": lambda setting: jax.tree_util.Partial(rewards.label_reward),
+  "good": lambda setting: (
+    rewards.better_than_logged(setting.judged_by("a"))
+    if setting.world is None
+    else rewards.good_reward(setting.world)
+  ),
 }
 
 

@@ -1,6 +1,7 @@
 """What a stage optimises, and how one gradient changes it."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -138,7 +139,9 @@ def apply_gradients(
     state.ema,
     params,
   )
-  return TrainState(params, opt_state, state.step + 1, ema)
+  return dataclasses.replace(
+    state, params=params, opt_state=opt_state, step=state.step + 1, ema=ema
+  )
 
 
 def step_on(

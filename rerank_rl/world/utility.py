@@ -235,6 +235,11 @@ def chunked(function, size: int, *columns: Array) -> np.ndarray:
   return np.concatenate(parts)[:count]
 
 
+def best(world: world_lib.World, hidden: Array, candidates: Array) -> jax.Array:
+  """`optimum` of a batch, under jit: i32[B, K]; 20 ms for 32 requests."""
+  return _apply(_best, world, hidden, candidates, WIDTH)
+
+
 def optimum(
   world: world_lib.World, hidden: Array, candidates: Array
 ) -> np.ndarray:
@@ -251,10 +256,7 @@ def optimum(
   Returns:
     i32[B, K], positions in `candidates`.
   """
-
-  def find(hidden, candidates):
-    return _apply(_best, world, hidden, candidates, WIDTH)
-
+  find = functools.partial(best, world)
   return chunked(find, CHUNK, hidden, candidates)
 
 

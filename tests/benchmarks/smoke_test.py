@@ -1,5 +1,6 @@
 """Benchmarks run at tiny sizes, and their checks can fail."""
 
+import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from benchmarks import (
   legality,
   lookahead,
   permutation,
+  tree,
   trie,
 )
 from rerank_rl.models.prefix_lm import Sizes
@@ -34,6 +36,14 @@ def test_learner_prints_its_table(capsys):
   ratios = learner.run(TINY, 1)
   assert len(ratios) == 3 and ratios[-1] == 1
   assert "separate sequences" in capsys.readouterr().out
+
+
+def test_a_tree_prints_its_table(capsys):
+  shape = dataclasses.replace(TINY, group=64, requests=1, items=60)
+  data = TINY.data._replace(slots=3, candidates=40)
+  ratios = tree.run(dataclasses.replace(shape, data=data), 1)
+  assert len(ratios) == 3 and ratios[-1] == 1
+  assert "4 x 4 x 4" in capsys.readouterr().out
 
 
 def test_decode_beats_or_not_but_prints_both(capsys):

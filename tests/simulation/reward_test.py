@@ -6,8 +6,9 @@ import numpy as np
 
 from rerank_rl.evaluation import ranking
 from rerank_rl.simulation import reward
-from rerank_rl.types import PAD, Impression
+from rerank_rl.types import PAD, Impression, Request
 from tests import toys
+from tests.world.utility_test import everything, requests
 
 
 def _impression():
@@ -37,6 +38,48 @@ def test_label_reward_is_ndcg():
     )
   np.testing.assert_allclose(out.per_item.sum(-1), out.reward, atol=1e-6)
   assert (out.reward[:, 0] == 1).all()
+
+
+def _world_impression(count):
+  world, hidden, candidates = requests(count=count)
+  nothing = np.zeros((count, 4), np.int32)
+  request = Request(
+    user=np.zeros((count, 0)),
+    history=np.zeros((count, 1), np.int32),
+    candidates=candidates,
+    scores=np.zeros(candidates.shape),
+    size=np.full(count, 4),
+  )
+  blank = nothing * 1.0
+  return world, Impression(request, nothing, blank[..., None], blank, hidden)
+
+
+def test_good_slates_are_near_the_best_of_all():
+  world, impression = _world_impression(6)
+  candidates = impression.request.candidates
+  orders, worth = everything(world, impression.hidden, candidates)
+  slates = np.broadcast_to(orders, (6, *orders.shape))
+  out = jax.jit(reward.good_reward(world))(impression, slates)
+  wanted = worth >= 0.95 * worth.max(1, keepdims=True)
+  # Worth a threshold, to rounding: either is right.
+  clear = np.abs(worth / worth.max(1, keepdims=True) - 0.95) > 1e-5
+  np.testing.assert_array_equal(
+    np.asarray(out.reward == 1)[clear], wanted[clear]
+  )
+  assert set(np.unique(out.reward)) == {0.0, 1.0}
+  assert 0 < wanted.mean() < 0.5
+  np.testing.assert_allclose(out.per_item.sum(-1), out.reward, atol=1e-6)
+
+
+def test_better_than_logged_compares_with_what_was_shown():
+  impression = _impression()
+  better = reward.better_than_logged(jax.tree_util.Partial(reward.label_reward))
+  slates = jnp.array(
+    [[[4, 0, 2], [4, 2, 0], [0, 1, 3]], [[1, 0, PAD], [0, 1, PAD], [1, 0, PAD]]]
+  )
+  np.testing.assert_array_equal(
+    better(impression, slates).reward, [[0, 1, 0], [0, 1, 0]]
+  )
 
 
 def test_rewards_are_pytrees_that_jit_takes_as_arguments():

@@ -13,7 +13,7 @@ from rerank_rl.decoding import tree as trees
 from rerank_rl.models.critic import value_of
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import credit, learner, objectives, values
-from rerank_rl.training import loop
+from rerank_rl.training import curiosity, loop
 from rerank_rl.training import state as states
 from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.setting import (
@@ -74,7 +74,7 @@ OBJECTIVE = {
   "reference": objectives.reference,
   "uniform_q": objectives.uniform_q,
 }
-REWARDS = ("world", "evaluator", "labels")
+REWARDS = ("world", "evaluator", "labels", "good")
 
 # Compositions whose gradient means what its name says; anything else needs
 # `biased_credit=True`. A beam's leaves are not samples of the policy.
@@ -143,6 +143,7 @@ def check(config: Config) -> None:
       "config.rl.biased_credit=True."
     )
   check_reward(config)
+  curiosity.check(rl)
   states.check(config.rl_train, "config.rl_train")
   if rl.group < 2:
     raise ConfigError(
@@ -175,9 +176,12 @@ def check_reward(config: Config) -> None:
       f"config.rl.reward='world' needs config.data.name='world', not "
       f"{config.data.name!r}; use reward='evaluator' or 'labels'."
     )
-  if rl.reward == "evaluator" and "evaluators" not in config.stages:
+  judged = rl.reward == "evaluator" or (
+    rl.reward == "good" and config.data.name != "world"
+  )
+  if judged and "evaluators" not in config.stages:
     raise ConfigError(
-      "config.rl.reward='evaluator' needs the stage 'evaluators' in "
+      f"config.rl.reward={rl.reward!r} needs the stage 'evaluators' in "
       "config.stages."
     )
 
@@ -224,11 +228,18 @@ def step(method, catalogue, reward, reference, state, batch, key):
     *(CREDIT[name](tree, outcome) for name in credits_of(config))
   )
   old = learner.score_slates(policy, reference, prepare(reference), tree.slate)
+  wanted, extra = given, {}
+  if config.bonus:
+    key = jax.random.fold_in(key, 1)
+    state, bonus, extra = curiosity.explore(
+      config, catalogue, state, batch, tree, outcome, key
+    )
+    wanted = credit.blend(given, bonus)
 
   def loss(learnt):
     now = learnt["policy"]
     scores = learner.score_slates(policy, now, prepare(now), tree.slate)
-    main = OBJECTIVE[config.objective](tree, scores, given, config.clip)
+    main = OBJECTIVE[config.objective](tree, scores, wanted, config.clip)
     far = objectives.weighted(tree, objectives.kl(scores, old))
     wide = objectives.weighted(tree, objectives.entropy(scores))
     total = main.total + config.kl * far.total - config.entropy * wide.total
@@ -245,7 +256,8 @@ def step(method, catalogue, reward, reference, state, batch, key):
   for _ in range(config.epochs - 1):
     grads, (scores, main) = grad(state.params)
     state = states.apply_gradients(state, grads, method.tx, method.decay)
-  return state, diagnostics(method, tree, outcome, given, scores, old, main)
+  figures = diagnostics(method, tree, outcome, given, scores, old, main)
+  return state, figures | extra
 
 
 def _read(policy, params, critic, game, tree) -> values.PathValues:
@@ -319,8 +331,11 @@ def run(setting: Setting) -> Setting:
   evaluate, select = selection(
     setting, lambda learnt, x: rank(learnt["policy"], x)
   )
+  state = states.create(start, tx)
+  if config.rl.bonus:
+    state = curiosity.attach(setting, state)
   fit = loop.fit(
-    states.create(start, tx),
+    state,
     jax.tree_util.Partial(
       functools.partial(step, method),
       setting.catalogue,
