@@ -12,6 +12,8 @@ shapes; the tree is replicated over a mesh, nodes are split like the batch.
 Letters: M items, L levels, V codes, n nodes, F children, X ranks.
 """
 
+from collections.abc import Sequence
+
 from flax import struct
 import jax.numpy as jnp
 import numpy as np
@@ -165,17 +167,20 @@ def log_probs(tree: Tree, logits: Array, child: Array) -> Array:
   Returns:
     f32[..., F]; NEGATIVE at PAD, 0 everywhere if nothing is legal.
   """
+  V = logits.shape[-1]
   code = jnp.maximum(token_of(tree, child), 0)
-  scores = jnp.take_along_axis(logits, code, axis=-1)
-  return legality.renormalise(scores, child >= 0)
+  # As one vector: gradients of a gather along an axis cost far more.
+  row = jnp.arange(0, logits.size, V, dtype=jnp.int32)
+  index = code + row.reshape(*child.shape[:-1], 1)
+  return legality.renormalise(logits.ravel()[index], child >= 0)
 
 
-def path_log_probs(tree: Tree, logits: Array, item: Array) -> Array:
+def path_log_probs(tree: Tree, logits: Sequence[Array], item: Array) -> Array:
   """Log-probability of each token of items, given those before it.
 
   Args:
     tree: the catalogue.
-    logits: f32[..., L, V], of the states along the items' paths.
+    logits: L of f32[..., V], of the states along the items' paths.
     item: i32[...]; PAD gives 0.
 
   Returns:
@@ -186,7 +191,7 @@ def path_log_probs(tree: Tree, logits: Array, item: Array) -> Array:
   out = []
   for level, width in enumerate(tree.fans):
     child = children(tree, parent, width)
-    dist = log_probs(tree, logits[..., level, :], child)
+    dist = log_probs(tree, logits[level], child)
     slot = path[..., level] - tree.child[parent]
     out.append(jnp.take_along_axis(dist, slot[..., None], axis=-1)[..., 0])
     parent = path[..., level]

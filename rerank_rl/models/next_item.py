@@ -48,9 +48,9 @@ class NextItemPolicy(NamedTuple):
       the state after the token of `level`; PAD feeds nothing.
     logits: (params, state f32[..., d], level) -> f32[..., V], of all codes;
       `decoding.catalogue` tells which are legal.
-    teach: (params, sids, item, place, target i32[B, H], key) ->
-      f32[B, H, L, V], the logits along the targets' tokens; dropout acts
-      where the key is not None.
+    teach: (params, sids, item, place, target i32[B, H], key) -> L of
+      f32[B, H, V], the logits along the targets' tokens; dropout acts where
+      the key is not None.
   """
 
   levels: int
@@ -126,14 +126,17 @@ class NextItem(nn.Module):
     return x @ self.sid[level].T + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
   def teach(self, sids, item, place, target):
-    """Logits f32[B, H, L, V] along the targets' tokens."""
+    """Logits along the targets' tokens, L of f32[B, H, V].
+
+    Not stacked: the gradient of a stack is copied through every level.
+    """
     state = self.encode(sids, item, place)
     codes = sids[jnp.maximum(target, 0)]
     out = [self.logits(state, 0)]
     for level in range(self.sizes.levels - 1):
       state = self.step(state, codes[..., level], level)
       out.append(self.logits(state, level + 1))
-    return jnp.stack(out, axis=-2)
+    return tuple(out)
 
 
 @functools.cache

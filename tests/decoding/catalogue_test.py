@@ -97,7 +97,7 @@ def test_the_probabilities_of_all_items_sum_to_one():
   above = jnp.concatenate(
     [jnp.zeros((len(SIDS), 1), jnp.int32), TREE.path[:, :-1]], axis=1
   )
-  logits = 3 * table[above]
+  logits = list(jnp.moveaxis(3 * table[above], 1, 0))
   items = jnp.arange(len(SIDS))
   score = jax.jit(catalogue.path_log_probs)
   logp = score(TREE, logits, items)
