@@ -35,7 +35,7 @@ def learnt(*stages: str, world: bool = True) -> Setting:
 
 
 def several(workdirs: Sequence[str]) -> Mapping[str, Setting]:
-  """Runs of one world after all their stages, by their folders' names.
+  """Runs of one world after all their stages, by their folders.
 
   Their data are made once.
 
@@ -56,7 +56,7 @@ def several(workdirs: Sequence[str]) -> Mapping[str, Setting]:
           "runs of one world."
         )
     own = dataclasses.replace(begun, config=config, root=root)
-    out[pathlib.Path(workdir).name] = pipeline.learn(own)
+    out[workdir] = pipeline.learn(own)
   return out
 
 

@@ -40,7 +40,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(runs.pipeline, "learn", lambda setting: setting)
   monkeypatch.setattr(runs, "_artifacts", lambda workdir: workdir)
   one, two = _leave(tmp_path / "one"), _leave(tmp_path / "two", name="two")
-  assert list(runs.several([one, two])) == ["one", "two"]
+  assert list(runs.several([one, two])) == [one, two]
   other = _leave(tmp_path / "other", seed=3)
   with pytest.raises(config_lib.ConfigError, match=r"config\.seed=3, unlike"):
     runs.several([one, other])
