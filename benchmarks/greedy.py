@@ -28,23 +28,19 @@ def run(setting: common.Setting, pairs: int) -> list[float]:
     return beam.beam(policy, params, game, WIDTH).slate[:, 0]
 
   @jax.jit
-  def prepare(params):
+  def prepare(params, request):
     return sample.prepare(policy, params, catalogue, request)
 
   def timed(decode):
     """(with the prompt, without it)."""
-    whole = jax.jit(lambda p: decode(p, prepare(p)))
+    # The request is an argument: a constant's trie would be built beforehand.
+    whole = jax.jit(lambda p, r: decode(p, prepare(p, r)))
     alone = functools.partial(jax.jit(decode), params, game)
-    return functools.partial(whole, params), alone
+    return functools.partial(whole, params, request), alone
 
-  game = prepare(params)
-  calls = dict(
-    zip(
-      ("whole", "without the prompt"),
-      zip(timed(greedy), timed(wide), strict=True),
-      strict=True,
-    )
-  )
+  game = prepare(params, request)
+  names = ("whole", "without the prompt")
+  calls = dict(zip(names, zip(timed(greedy), timed(wide)), strict=True))
   flat = [call for pair in calls.values() for call in pair]
   times = common.paired(*flat, pairs=pairs)
   ratios, rows = [], []
