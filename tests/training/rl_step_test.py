@@ -1,0 +1,84 @@
+"""The RL step where a critic learns beside the policy (V-STAR)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rerank_rl.config import RLConfig, TrainConfig
+from rerank_rl.decoding import sample
+from rerank_rl.models.critic import Critic
+from rerank_rl.training import state as states
+from rerank_rl.training.stages import rl
+from rerank_rl.types import Impression, Outcome
+from tests import toys
+
+TRAIN = TrainConfig(
+  learning_rate=0.01, warmup_steps=0, weight_decay=0.0, ema=0.9
+)
+PARTS = ("policy", "critic")
+TX = states.optimizer(TRAIN, PARTS)
+
+
+def _batch():
+  request = toys.request()
+  nothing = np.zeros((request.candidates.shape[0], toys.SIZES.slots), np.int32)
+  return Impression(
+    request, nothing, nothing[..., None] * 1.0, nothing * 1.0, nothing[:, :0]
+  )
+
+
+def _equal(impression, slate):
+  """Every slate is worth 1: nothing to learn but that."""
+  reward = jnp.ones(slate.shape[:2])
+  return Outcome(reward, jnp.zeros(slate.shape), 0 * reward)
+
+
+@functools.cache
+def _stepped(explore, credit):
+  """(state before, after, metrics) of one step."""
+  policy, params = toys.policy("global", layers=1)
+  critic = Critic(policy.levels, policy.slots)
+
+  @jax.jit
+  def init(params):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    slot = jnp.zeros((game.prompt.root.shape[0], 1), jnp.int32)
+    root = game.prompt.root[:, None]
+    return critic.init(jax.random.key(1), game.prompt, root, 0, slot)["params"]
+
+  state = states.create({"policy": params, "critic": init(params)}, TX)
+  config = RLConfig(
+    explore=explore, credit=credit, group=4, budget=16, kl=0.0, entropy=0.0
+  )
+  method = rl.Method(policy, config, TX, TRAIN.ema, 0.9)
+  step = jax.jit(functools.partial(rl.step, method), static_argnums=1)
+  key = jax.random.key(2)
+  after, metrics = step(toys.catalogue(), _equal, params, state, _batch(), key)
+  return state, after, metrics
+
+
+def _moved(one, two, part):
+  pairs = zip(
+    jax.tree.leaves(one.params[part]), jax.tree.leaves(two.params[part])
+  )
+  return max(float(np.abs(a - b).max()) for a, b in pairs)
+
+
+def test_a_critic_learns_and_leaves_the_policy_alone():
+  """Without differences between slates, the critic's loss is all there is."""
+  before, after, metrics = _stepped("value_guided", "group+sibling")
+  assert _moved(before, after, "critic") > 1e-3
+  assert _moved(before, after, "policy") == 0
+  dead, requests = metrics["zero_variance_groups"]
+  assert dead == requests == 4
+  # Places that the search left empty are not counted as rewards.
+  total, leaves = metrics["reward"]
+  assert total == leaves and 4 < leaves < 16
+
+
+def test_the_critics_advantages_move_the_policy():
+  before, after, metrics = _stepped("chains", "critic")
+  assert _moved(before, after, "policy") > 1e-3
+  assert metrics["zero_variance_groups"][0] < 4
