@@ -26,6 +26,7 @@ HEADLINE = (
   "gap_a_b",
   "precision",
   "ndcg",
+  "recall",
   "map",
   "f1",
   "coverage",
@@ -106,19 +107,26 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-  """Three decimals, whole numbers as such, a dash for nothing."""
+  """Three digits that tell, whole numbers as such, a dash for nothing."""
   if value is None or not math.isfinite(value):
     return "-"
   if isinstance(value, int) or (value.is_integer() and abs(value) >= 2):
     return str(int(value))
-  return f"{round(value, 3) + 0.0:.3f}"  # Adding 0 turns -0.0 into 0.0.
+  return _short(value)
+
+
+def _short(value: float) -> str:
+  """Three decimals, or four below .1, where recall among all items lies."""
+  digits = 4 if abs(value) < 0.1 else 3
+  # Adding 0 turns -0.0 into 0.0.
+  return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def bounds(interval: Sequence[float] | None) -> str:
   """An interval as text; empty where there is none."""
   if not interval or any(x is None or not math.isfinite(x) for x in interval):
     return ""
-  return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+  return f"[{_short(interval[0])}, {_short(interval[1])}]"
 
 
 def render(
