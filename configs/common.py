@@ -76,6 +76,14 @@ RECOVERY = {
   "rl.reward": "labels",
 }
 
+# DeGRe's lists against what was shown, from a policy that has cloned that.
+PREFERENCE = {
+  "stages": ("tokenizer", "evaluators", "lookahead", "mine", "sft", "distill"),
+  "sft_name": "logged_sft",
+  "demo.rule": "logged",
+  "distill.objective": "preference",
+}
+
 # Some 15,000 requests to learn from: most runs are at their best before the
 # world's steps are through, so the first evaluation without gain ends them.
 SMALL_LOG = {
@@ -89,6 +97,7 @@ VARIANTS = {
   "oracle": ORACLE,
   "recovery": RECOVERY,
   "good": {"rl.reward": "good"},
+  "preference": PREFERENCE,
   "pointwise": {"world.fatigue": 0.0, "world.contrast": 0.0},
   "shuffled": {"data.feedback": "shuffled"},
   "constant": {"data.feedback": "constant"},

@@ -14,7 +14,8 @@ Ablations, as flags; mined lists are shared where nothing of theirs changes:
   clicked-first labels configs/glorank_sft.py --config.demo.rule=relevant_first
   list reward only     configs/glorank_sft.py --config.demo.rule=draws
 
-Variants: see configs/common.py.
+Variants: preference (DPO of the same mined lists against the logged slate);
+the others are in configs/common.py.
 """
 
 from configs import common

@@ -50,6 +50,13 @@ def test_the_oracle_variant_is_legal():
   assert config.protocol == "oracle" and config.rl.reward == "world"
 
 
+def test_the_preference_variant_is_legal():
+  get_config = _get_config(pathlib.Path("configs/degre.py"))
+  config = config_lib.freeze(get_config("preference,smoke").to_dict())
+  pipeline.check(config)
+  assert config.distill.objective == "preference" and "sft" in config.stages
+
+
 def test_round_trip():
   config = config_lib.Config()
   assert config_lib.freeze(dataclasses.asdict(config)) == config
