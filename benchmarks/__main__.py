@@ -1,9 +1,16 @@
-"""Runs every benchmark: python -m benchmarks."""
+"""All benchmarks of speed, one after the other: python -m benchmarks."""
 
 from absl import app
 
 from benchmarks import common, decode, learner, tree
 
+
+def main(argv: list[str]) -> None:
+  """Prints their tables."""
+  del argv
+  for benchmark in (learner, tree, decode):
+    common.main(benchmark.run)
+
+
 if __name__ == "__main__":
-  # Peers may be missing: what needs none comes first.
-  app.run(lambda argv: [common.main(b.run) for b in (learner, tree, decode)])
+  app.run(main)

@@ -131,5 +131,11 @@ def run(setting: common.Setting) -> dict:
   return found
 
 
+def main(argv: list[str]) -> None:
+  """Prints the table."""
+  del argv
+  run(common.Setting(requests=128))
+
+
 if __name__ == "__main__":
-  app.run(lambda argv: run(common.Setting(requests=128)))
+  app.run(main)
