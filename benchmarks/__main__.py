@@ -8,6 +8,7 @@ from benchmarks import common, decode, learner, tree
 def main(argv: list[str]) -> None:
   """Prints their tables."""
   del argv
+  # Peers may be missing: what needs none comes first.
   for benchmark in (learner, tree, decode):
     common.main(benchmark.run)
 
