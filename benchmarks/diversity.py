@@ -6,6 +6,7 @@ slate whose true utility is at least .95 of the optimum's, and slates differ
 where any slot does.
 """
 
+import pathlib
 from typing import Any
 
 from absl import app, flags
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> None:
     times = bootstrap.over_requests(found[:, None], base[0][:, None])[0]
     gap = bootstrap.paired_difference(passed[None], base[1][None])
     ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*times)
-    rows.append((name, *cells, ratio, gap.signed()))
+    rows.append((pathlib.Path(name).name, *cells, ratio, gap.signed()))
   columns = (
     "run",
     "good samples",
