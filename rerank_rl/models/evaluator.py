@@ -129,14 +129,15 @@ class ListEvaluator(nn.Module):
     return _joint(click, examined) if self.cascade else click
 
   def penalty(self, features, impression, train=False):
-    """What fitting minimises: (terms f32[...], which of them count).
-
-    Binary cross-entropy of every shown position's signals.
-    """
-    slate = impression.slate[:, None]
-    x = self(features, impression.request, slate, train)[:, 0]
+    """What fitting minimises: terms f32[B, K, S], and which of them count."""
+    x = self.foretell(features, impression, train)
     shown = jnp.broadcast_to((impression.slate >= 0)[..., None], x.shape)
     return optax.sigmoid_binary_cross_entropy(x, impression.feedback), shown
+
+  def foretell(self, features, impression, train):
+    """Logits f32[B, K, S] that fitting holds against the feedback."""
+    x = self(features, impression.request, impression.slate[:, None], train)
+    return x[:, 0]
 
   def place_items(self, features, request, slate, train=False) -> Items:
     """The items of slates i32[B, G, K] as `Items` [B, G, K, ...]."""

@@ -17,35 +17,48 @@ Shapes are those of `models.evaluator`; k runs over the last axis.
 """
 
 import functools
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from rerank_rl.models import evaluator
 from rerank_rl.types import Array
 
 
-def descend(chance: Array, stay: Array) -> tuple[jax.Array, jax.Array]:
+class Descent(NamedTuple):
+  """What the recursion has met on its way down T positions.
+
+  Attributes:
+    hit: f32[..., T, S, K], hit_t(k).
+    count: f32[..., T, S, K], P(V_{t-1} = k), k = 0..K-1.
+    reading: f32[..., S, K], r_{T+1}(k).
+  """
+
+  hit: Array
+  count: Array
+  reading: Array
+
+
+def descend(chance: Array, stay: Array) -> Descent:
   """The recursion of the module's docstring.
 
   Args:
     chance: f32[..., T, S, K], c_t(k) for k = 0..K-1; 0 at padding.
     stay: f32[..., T], s_t; 1 at padding.
-
-  Returns:
-    (hit f32[..., T, S, K], r_{T+1} f32[..., S, K]).
   """
   first = jax.nn.one_hot(0, chance.shape[-1], dtype=chance.dtype)
   reading = jnp.broadcast_to(first, (*chance.shape[:-3], *chance.shape[-2:]))
-  hits = []
+  count, hits, counts = reading, [], []
   for t in range(chance.shape[-3]):
     hit = reading * chance[..., t, :, :]
     up = jnp.concatenate([jnp.zeros_like(hit[..., :1]), hit[..., :-1]], -1)
-    reading = (reading - hit + up) * stay[..., t, None, None]
     hits.append(hit)
-  return jnp.stack(hits, -3), reading
+    counts.append(count)
+    count = count - hit + up
+    reading = (reading - hit + up) * stay[..., t, None, None]
+  return Descent(jnp.stack(hits, -3), jnp.stack(counts, -3), reading)
 
 
 def tails(hit: Array) -> jax.Array:
@@ -58,8 +71,8 @@ class LookaheadEvaluator(evaluator.ListEvaluator):
 
   Its logits are those of the expected feedback at each position, as any list
   evaluator's, hence V-hat(prefix) = sum_k P(V >= k) is the sum of a prefix's
-  values. It is fitted to the counts of all prefixes (cumulative regression).
-  `cascade` is not used: the recursion holds the examination.
+  values. It is fitted to the counts of all prefixes. `cascade` is not used:
+  the recursion holds the examination.
   """
 
   def setup(self):
@@ -70,43 +83,41 @@ class LookaheadEvaluator(evaluator.ListEvaluator):
 
   def __call__(self, features, request, slate, train=False):
     """Logits f32[B, G, K, S]; see `ListEvaluator`."""
-    return evaluator.logit(self._hits(features, request, slate, train).sum(-1))
+    hit = self._descent(features, request, slate, train).hit
+    return evaluator.logit(hit.sum(-1))
 
   def counts(self, features, request, slate):
     """P(V_t >= k), k = 1..K: f32[B, G, K, S, K], the prefixes' axis third."""
-    return tails(self._hits(features, request, slate, False))
+    return tails(self._descent(features, request, slate, False).hit)
 
-  def penalty(self, features, impression, train=False):
-    """Cross-entropy of 1[V_t >= k] for every prefix t and each k <= t.
+  def foretell(self, features, impression, train):
+    """Logits f32[B, K, S] of each position's feedback, given the count so far.
 
+    P(V_t = k + 1 | V_{t-1} = k) = hit_t(k) / P(V_{t-1} = k): by the chain rule
+    their cross-entropies add up to that of the counts of all prefixes.
     Feedback between 0 and 1 counts in parts.
     """
     slate = impression.slate[:, None]
-    hit = self._hits(features, impression.request, slate, train)
-    p = tails(hit)[:, 0]
-    feedback = impression.feedback[..., None]
-    count = jnp.arange(self.slots)
-    seen = jnp.cumsum(feedback, 1) - count[None, None, None]
-    terms = optax.sigmoid_binary_cross_entropy(
-      evaluator.logit(p), jnp.clip(seen, 0, 1)
-    )
-    possible = (count[None] <= count[:, None])[None, :, None]
-    shown = (impression.slate >= 0)[..., None, None] & possible
-    return terms, jnp.broadcast_to(shown, p.shape)
+    seen = self._descent(features, impression.request, slate, train)
+    chance = seen.hit[:, 0] / jnp.maximum(seen.count[:, 0], 1e-6)
+    before = jnp.cumsum(impression.feedback, 1) - impression.feedback
+    far = jnp.abs(before[..., None] - jnp.arange(self.slots)[None, None, None])
+    return evaluator.logit((chance * jnp.maximum(1 - far, 0)).sum(-1))
 
   def score_next(self, items, placed, k):
     """Logits f32[B, W, N, S] of candidates at k; see `ListEvaluator`."""
     click, above = self.judge_next(items, placed, k)
     place = jnp.arange(placed.shape[-1])
-    _, reading = self._descend(*self._judge(above, above, place, False), above)
+    judged = self._judge(above, above, place, False)
+    reading = self._descend(*judged, above).reading
     chance = nn.sigmoid(click[..., None] + self.mood[k][None, None, None])
     return evaluator.logit((reading[:, :, None] * chance).sum(-1))
 
-  def _hits(self, features, request, slate, train):
-    """Hits f32[B, G, K, S, K] of slates i32[B, G, K]."""
+  def _descent(self, features, request, slate, train):
+    """The Descent [B, G, ...] of slates i32[B, G, K]."""
     placed = self.place_items(features, request, slate, train)
     place = jnp.arange(slate.shape[-1])
-    return self._descend(*self._judge(placed, placed, place, train), placed)[0]
+    return self._descend(*self._judge(placed, placed, place, train), placed)
 
   def _descend(self, click, go, placed):
     """`descend` of logits [B, W, K, S] and [B, W, K, 1]."""

@@ -79,7 +79,7 @@ def test_with_the_worlds_truth_the_recursion_is_the_worlds_law():
   p = click_law.conditional_clicks(world.law, truth.rel, truth.alike)
   stay = click_law.stay(world.law, p)
   chance = jnp.broadcast_to(p[..., None, None], (*p.shape, 1, K))
-  hit, _ = jax.jit(lookahead.descend)(chance, stay)
+  hit = jax.jit(lookahead.descend)(chance, stay).hit
   found = np.asarray(lookahead.tails(hit))[:, :, 0]
   for row in range(len(p)):
     wanted = _brute_force(np.float64(p[row]), np.float64(stay[row]))
@@ -91,9 +91,10 @@ def test_with_the_worlds_truth_the_recursion_is_the_worlds_law():
 def test_any_law_of_counts_is_within_reach():
   # Pi_t(k) by the plain recursion of c_{t,k}, for chances that hang on k.
   chance = np.random.default_rng(0).random((5, 1, 5))
-  hit, left = lookahead.descend(jnp.asarray(chance), jnp.ones(5))
+  hit, count, left = lookahead.descend(jnp.asarray(chance), jnp.ones(5))
   pi = np.eye(6)[0]
   for t in range(5):
+    np.testing.assert_allclose(count[t, 0], pi[:5], atol=1e-6)
     c = np.append(chance[t, 0], 0)
     pi = pi * (1 - c) + np.append(0, (pi * c)[:-1])
     tail = np.cumsum(pi[::-1])[::-1][1:]
@@ -123,21 +124,32 @@ def test_next_form_equals_slate_form_and_sums_to_the_expected_count():
     )
 
 
-def test_the_penalty_is_the_cross_entropy_of_every_prefixs_count():
+def test_the_penalty_is_the_cross_entropy_of_the_counts_of_all_prefixes():
   model = _model(dropout=0.0)
   fitted, log = _fitted(model, spread=1.0), toy._impression()
   params = jax.tree.map(lambda x: x[:1], fitted.params)
-  one = fitted.replace(params=params)
-  p = _counts(model, one, log.slate[:, None])[:, 0]
-  total, count, seen = 0.0, 0, np.cumsum(log.feedback, 1)
-  for row, t, s in np.ndindex(log.feedback.shape):
-    for k in range(1, t + 2 if log.slate[row, t] != PAD else 1):
-      q = p[row, t, s, k - 1]
-      total -= np.log(q if seen[row, t, s] >= k else 1 - q)
-      count += 1
-  got = jax.jit(evaluator.loss, static_argnums=0)(
-    model, params, toy._features(), log
+  features, slate = toy._features(), log.slate[:, None]
+  read = lambda p: model.apply(
+    {"params": jax.tree.map(lambda x: x[0], p)},
+    features,
+    log.request,
+    slate,
+    False,
+    method="_descent",
   )
+  descent = jax.tree.map(lambda x: np.asarray(x)[:, 0], jax.jit(read)(params))
+  total, count = 0.0, 0
+  for row, t, s in np.ndindex(log.feedback.shape):
+    if log.slate[row, t] != PAD:
+      k = int(log.feedback[row, :t, s].sum())
+      # Joint law of neighbours: count k before, and k or k + 1 after.
+      own = descent.hit[row, t, s, k]
+      own = (
+        own if log.feedback[row, t, s] else descent.count[row, t, s, k] - own
+      )
+      total -= np.log(own / descent.count[row, t, s, k])
+      count += 1
+  got = jax.jit(evaluator.loss, static_argnums=0)(model, params, features, log)
   np.testing.assert_allclose(got, (total, count), rtol=1e-4)
 
 
