@@ -30,13 +30,14 @@ def ours(problem: common.Problem, group: int):
   """A function key -> slates i32[B * G, K], prompt included."""
   policy, params, catalogue, request = problem
 
+  # The request is an argument: a constant's trie would be built beforehand.
   @jax.jit
-  def draw(params, key):
+  def draw(params, request, key):
     game = sample.prepare(policy, params, catalogue, request)
     out = sample.chains(policy, params, game, key, group)
     return out.slate.reshape(-1, policy.slots)
 
-  return lambda key: draw(params, key)
+  return lambda key: draw(params, request, key)
 
 
 class Peer:
