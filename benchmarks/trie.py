@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks import common
 from rerank_rl.decoding import catalogue
 
-_ITEMS = flags.DEFINE_list(
-  "items", ["10000", "100000", "1000000", "10000000"], "Sizes of catalogues."
+_SIZES = flags.DEFINE_list(
+  "sizes", ["10000", "100000", "1000000", "10000000"], "Sizes of catalogues."
 )
 CODES, LEVELS, PREFIXES = 256, 3, 1600  # 32 requests x 50 beams.
 
@@ -89,7 +89,7 @@ def run(items: Sequence[int], pairs: int) -> list[tuple[float, float]]:
 def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
-  items = [int(size) for size in _ITEMS.value]
+  items = [int(size) for size in _SIZES.value]
   common.main(lambda setting, pairs: run(items, pairs))
 
 
