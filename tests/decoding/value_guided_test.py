@@ -17,15 +17,13 @@ FULL = (0, 3)  # Requests with all five candidates.
 
 
 @functools.cache
-def _search(budget, head="global", entropy=0.1, explore=1.0, value=toys.value):
+def _search(budget, head="global"):
   policy, params = toys.policy(head)
 
   @jax.jit
   def search(params):
     game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    made = value_guided.value_guided(
-      policy, params, value, game, budget, entropy, explore
-    )
+    made = value_guided.value_guided(policy, params, toys.value, game, budget)
     scores = learner.score_slates(policy, params, game, made.slate)
     return made, scores.logp.sum(-1)
 
@@ -94,19 +92,21 @@ def test_leaves_are_distinct_legal_slates(head):
 def test_worth_says_where_to_branch():
   """Where first items alone have worth, the best untried one is next."""
   policy, params = toys.policy("pointer")
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
 
   def value(wanted, prompt, state, level, slot):
     good = jnp.arange(prompt.keys.shape[2]) == wanted
     return jnp.where((slot == 0)[..., None] & good[None, None], 5.0, 0.0)
 
+  @jax.jit
+  def search(params, wanted):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    worth = functools.partial(value, wanted)
+    made = value_guided.value_guided(policy, params, worth, game, 4, 0.0)
+    return sample.ranks_of(game.trie, made.slate)[0, :2, 0]
+
   tried = 0
   for wanted in range(toys.SIZES.candidates):
-    worth = functools.partial(value, wanted)
-    made, _ = _search(4, "pointer", entropy=0.0, value=worth)
-    greedy, second = np.asarray(sample.ranks_of(game.trie, made.slate))[
-      0, :2, 0
-    ]
+    greedy, second = np.asarray(search(params, wanted))
     if greedy != wanted:
       assert second == wanted
       tried += 1
