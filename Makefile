@@ -28,7 +28,8 @@ test: export OMP_NUM_THREADS = 1
 test: export OPENBLAS_NUM_THREADS = 1
 test: export NPROC = 1
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n 2 --dist=loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist=loadfile \
+	  --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
