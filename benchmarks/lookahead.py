@@ -19,7 +19,6 @@ from rerank_rl.training.setting import (
   CHUNK,
   Setting,
   by_chunks,
-  ready,
   valuer,
 )
 from rerank_rl.training.stages import evaluators as evaluator_stage
@@ -34,14 +33,7 @@ def with_control(setting: Setting) -> Setting:
   model = pointwise.PointwiseEvaluator(
     a.slots, a.signals, a.dim, a.rank, a.heads, dropout=a.dropout
   )
-  setting = setting.identified(
-    CONTROL, setting.identity["data"], setting.config.evaluators
-  )
-  if not ready(setting, CONTROL):
-    rows = evaluator_stage.third(setting, "a")
-    fitted = evaluator_stage.fit_to(setting, CONTROL, CONTROL, model, rows)
-    evaluator_stage.keep_fitted(setting, CONTROL, {CONTROL: fitted})
-  return evaluator_stage.judged(setting, CONTROL, {CONTROL: model})
+  return evaluator_stage.uncalibrated(setting, CONTROL, model)
 
 
 def list_auc(value: np.ndarray, outcome: np.ndarray) -> float:

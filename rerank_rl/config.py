@@ -5,7 +5,7 @@ Configs are `ml_collections.ConfigDict`s (so that `--config.a.b=c` works);
 sentence, which field is wrong and what it may be.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import hashlib
 import json
@@ -258,6 +258,12 @@ def freeze(tree: Mapping[str, Any], kind: type = Config, at: str = "config"):
   made = kind(**values)
   check_bounds(made, at)
   return made
+
+
+def check_choice(value: str, choices: Collection[str], at: str) -> None:
+  """Raises ConfigError where field `at` is none of the choices."""
+  if value not in choices:
+    raise ConfigError(f"{at}={value!r}; choose from {', '.join(choices)}.")
 
 
 def check_bounds(config: Any, at: str) -> None:

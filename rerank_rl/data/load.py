@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from rerank_rl.config import Config, ConfigError
+from rerank_rl.config import Config, check_choice
 from rerank_rl.data import (
   amazon,
   imported,
@@ -38,16 +38,8 @@ SEQUENCES: Mapping[str, Callable[[Config], Sequences]] = MappingProxyType(
 
 def check(config: Config, loaders: Mapping[str, Callable] = LOADERS) -> None:
   """Raises ConfigError: no such data, or a world that cannot be."""
-  if config.data.name not in loaders:
-    raise ConfigError(
-      f"config.data.name={config.data.name!r}; choose from "
-      f"{', '.join(loaders)}."
-    )
-  if config.data.feedback not in pipeline.FEEDBACK:
-    raise ConfigError(
-      f"config.data.feedback={config.data.feedback!r}; choose from "
-      f"{', '.join(pipeline.FEEDBACK)}."
-    )
+  check_choice(config.data.name, loaders, "config.data.name")
+  check_choice(config.data.feedback, pipeline.FEEDBACK, "config.data.feedback")
   if config.data.name == "world":
     world.check(config.world)
 

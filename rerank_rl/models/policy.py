@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.config import ConfigError, PolicyConfig
+from rerank_rl.config import ConfigError, PolicyConfig, check_choice
 from rerank_rl.models.prefix_lm import (
   LocalIndexTransformer,
   PointerTransformer,
@@ -69,14 +69,8 @@ def check(config: PolicyConfig) -> None:
     ConfigError: an unknown head or type, or heads that do not divide the
       width.
   """
-  if config.head not in HEADS:
-    raise ConfigError(
-      f"config.policy.head={config.head!r}; choose from {', '.join(HEADS)}."
-    )
-  if config.dtype not in DTYPES:
-    raise ConfigError(
-      f"config.policy.dtype={config.dtype!r}; choose from {', '.join(DTYPES)}."
-    )
+  check_choice(config.head, HEADS, "config.policy.head")
+  check_choice(config.dtype, DTYPES, "config.policy.dtype")
   if config.dim % config.heads:
     raise ConfigError(
       f"config.policy.dim={config.dim} is not a multiple of "

@@ -4,12 +4,9 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
-import time
 from typing import Any
 
-from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rerank_rl.config import Config
@@ -19,9 +16,8 @@ from rerank_rl.decoding import catalogue as catalogues
 from rerank_rl.decoding import next_item as decoding
 from rerank_rl.evaluation import next_item as judges
 from rerank_rl.models import next_item as models
-from rerank_rl.training import mesh as mesh_lib
-from rerank_rl.training.setting import CHUNK, Run, by_chunks, local
-from rerank_rl.types import PAD, Catalogue
+from rerank_rl.training.setting import CHUNK, Run, by_chunks, local, opened
+from rerank_rl.types import PAD
 
 WATCHED = 5000  # Validation users whom selection asks.
 
@@ -57,26 +53,8 @@ def start(config: Config, root: pathlib.Path, mesh=None) -> NextItem:
   Returns:
     A NextItem without artifacts.
   """
-  begin = time.monotonic()
-  dataset = load.SEQUENCES[config.data.name](config)
-  sids = dataset.sids
-  if sids is None:
-    sids = np.zeros((len(dataset.item_ids), config.tokenizer.levels), np.int32)
-  logging.info(
-    "%s: %d items, %s rows.",
-    dataset.name,
-    len(dataset.item_ids),
-    {k: schema.num_rows(v) for k, v in dataset.splits.items()},
-  )
-  setting = NextItem(
-    config=config,
-    dataset=dataset,
-    mesh=mesh_lib.make() if mesh is None else mesh,
-    root=root,
-    identity={},
-    catalogue=Catalogue(jnp.asarray(dataset.features), jnp.asarray(sids)),
-    timing={"data": time.monotonic() - begin},
-  )
+  loader = load.SEQUENCES[config.data.name]
+  setting = opened(NextItem, loader, config, root, mesh, lambda data: data.sids)
   # Sequences are cut to the history's length when they are loaded.
   return setting.identified(
     "data",

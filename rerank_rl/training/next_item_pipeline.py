@@ -6,13 +6,9 @@ import time
 from types import MappingProxyType
 from typing import Any
 
-import jax
-
 from rerank_rl.config import Config, ConfigError
 from rerank_rl.data import load
-from rerank_rl.evaluation import judge as judges
 from rerank_rl.evaluation import next_item as metrics
-from rerank_rl.evaluation import report
 from rerank_rl.models import policy
 from rerank_rl.training import next_item, pipeline
 from rerank_rl.training import state as states
@@ -75,17 +71,8 @@ def learn(setting: NextItem) -> NextItem:
 def evaluate(
   setting: NextItem, folder: pathlib.Path, command: str
 ) -> list[dict[str, Any]]:
-  """Judges the run on the test split, once, and writes its report.
-
-  Args:
-    setting: after all stages.
-    folder: where report.json, report.html, ... go.
-    command: what repeats the run.
-
-  Returns:
-    The report's rows.
-  """
-  config, test = setting.config, setting.dataset.splits["test"]
+  """Judges the run on the test split, once; see `pipeline.evaluate`."""
+  test = setting.dataset.splits["test"]
   start = time.monotonic()
   rank = next_item.ranker(setting)
   lists = {"popularity": next_item.popularity(setting, test)}
@@ -93,19 +80,8 @@ def evaluate(
   judged = metrics.judged(
     lists, test.target[:, -1], len(setting.dataset.item_ids)
   )
-  rows = judges.summarise(judged, config.seed)
-  if jax.process_index() == 0:
-    report.write(
-      folder,
-      dataset=setting.dataset.name,
-      protocol=config.protocol,
-      command=command,
-      rows=rows,
-      judged=judged,
-      timing={**setting.timing, "report": time.monotonic() - start},
-      history=setting.history,
-    )
-  return rows
+  seconds = {"report": time.monotonic() - start}
+  return pipeline.publish(setting, folder, command, judged, seconds)
 
 
 def run(

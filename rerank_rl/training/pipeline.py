@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from rerank_rl.config import Config, ConfigError
+from rerank_rl.config import Config, ConfigError, check_choice
 from rerank_rl.data import load
 from rerank_rl.data import pipeline as data_pipeline
 from rerank_rl.evaluation import judge as judges
@@ -74,11 +74,7 @@ def check(config: Config) -> None:
       illegal composition, a protocol that the data cannot serve.
   """
   check_stages(config, STAGES)
-  if config.protocol not in PROTOCOLS:
-    raise ConfigError(
-      f"config.protocol={config.protocol!r}; choose from "
-      f"{', '.join(PROTOCOLS)}."
-    )
+  check_choice(config.protocol, PROTOCOLS, "config.protocol")
   if config.protocol == "oracle" and config.data.name != "world":
     raise ConfigError(
       "config.protocol='oracle' needs config.data.name='world'."
@@ -189,7 +185,7 @@ def evaluate(
     The report's rows.
   """
   start = time.monotonic()
-  dataset, config = setting.dataset, setting.config
+  dataset = setting.dataset
   test = dataset.splits["test"]
   slates, seconds = compare(setting)
   values = {name: valuer(setting.judged_by(name)) for name in setting.judges}
@@ -210,20 +206,50 @@ def evaluate(
     relevant=relevant,
     warm=dataset.warm,
   )
-  rows = judges.summarise(judged, config.seed)
-  timing = {**setting.timing, **seconds, "report": time.monotonic() - start}
+  return publish(
+    setting,
+    folder,
+    command,
+    judged,
+    {**seconds, "report": time.monotonic() - start},
+    calibrations=_calibrations(setting, test),
+    deciles=_deciles(judged),
+  )
+
+
+def publish(
+  setting: settings.Run,
+  folder: pathlib.Path,
+  command: str,
+  judged: Mapping[str, dict[str, Any]],
+  seconds: Mapping[str, float],
+  **pages: Any,
+) -> list[dict[str, Any]]:
+  """Writes the report of what was judged.
+
+  Args:
+    setting: after all stages.
+    folder: where report.json, report.html, ... go.
+    command: what repeats the run.
+    judged: system -> metric -> values.
+    seconds: beside the stages'.
+    **pages: see `report.write`.
+
+  Returns:
+    The report's rows.
+  """
+  rows = judges.summarise(judged, setting.config.seed)
   if jax.process_index() == 0:
     report.write(
       folder,
-      dataset=dataset.name,
-      protocol=config.protocol,
+      dataset=setting.dataset.name,
+      protocol=setting.config.protocol,
       command=command,
       rows=rows,
       judged=judged,
-      timing=timing,
+      timing={**setting.timing, **seconds},
       history=setting.history,
-      calibrations=_calibrations(setting, test),
-      deciles=_deciles(judged),
+      **pages,
     )
   return rows
 

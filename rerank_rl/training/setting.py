@@ -146,6 +146,49 @@ _REWARDS = {
 }
 
 
+def opened(
+  kind: type[AnyRun],
+  loader: Callable[[Config], Any],
+  config: Config,
+  root: pathlib.Path,
+  mesh: jax.sharding.Mesh | None,
+  sids: Callable[[Any], np.ndarray | None] = lambda dataset: None,
+  **own: Any,
+) -> AnyRun:
+  """A run of a kind on its data, without artifacts or identity.
+
+  Args:
+    kind: of run.
+    loader: gives the data.
+    config: the run's.
+    root: folder of the stages' artifacts.
+    mesh: devices; None = all.
+    sids: the data's semantic IDs, None where they are still to be made.
+    **own: the kind's further attributes.
+  """
+  begin = time.monotonic()
+  dataset = loader(config)
+  known = sids(dataset)
+  if known is None:
+    known = np.zeros((len(dataset.item_ids), config.tokenizer.levels), np.int32)
+  logging.info(
+    "%s: %d items, rows: %s.",
+    dataset.name,
+    len(dataset.item_ids),
+    {k: schema.num_rows(v) for k, v in dataset.splits.items()},
+  )
+  return kind(
+    config=config,
+    dataset=dataset,
+    mesh=mesh_lib.make() if mesh is None else mesh,
+    root=root,
+    identity={},
+    catalogue=Catalogue(jnp.asarray(dataset.features), jnp.asarray(known)),
+    timing={"data": time.monotonic() - begin},
+    **own,
+  )
+
+
 def start(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   """Loads the data and opens a Setting.
 
@@ -157,31 +200,10 @@ def start(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   Returns:
     A Setting without artifacts.
   """
-  begin = time.monotonic()
-  dataset = load.load(config)
   world = None
   if config.data.name == "world":
     world = synthetic.world_of(config)
-  catalogue = Catalogue(
-    jnp.asarray(dataset.features),
-    jnp.zeros((len(dataset.item_ids), config.tokenizer.levels), jnp.int32),
-  )
-  logging.info(
-    "%s: %d items, %s requests.",
-    dataset.name,
-    len(dataset.item_ids),
-    {k: schema.num_rows(v) for k, v in dataset.splits.items()},
-  )
-  setting = Setting(
-    config=config,
-    dataset=dataset,
-    world=world,
-    mesh=mesh_lib.make() if mesh is None else mesh,
-    root=root,
-    identity={},
-    catalogue=catalogue,
-    timing={"data": time.monotonic() - begin},
-  )
+  setting = opened(Setting, load.load, config, root, mesh, world=world)
   # The data's own identity does not hang on training's numbers.
   world_seed = synthetic.seed_of(config)
   return setting.identified("data", config.data, config.world, world_seed)

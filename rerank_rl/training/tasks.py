@@ -2,7 +2,7 @@
 
 from types import MappingProxyType, ModuleType
 
-from rerank_rl.config import Config, ConfigError
+from rerank_rl.config import Config, check_choice
 from rerank_rl.training import next_item_pipeline, pipeline
 
 # Each offers check, begin, learn, evaluate and run.
@@ -20,8 +20,5 @@ def of(config: Config) -> ModuleType:
   Raises:
     ConfigError: no pipeline serves it.
   """
-  if config.protocol not in TASKS:
-    raise ConfigError(
-      f"config.protocol={config.protocol!r}; choose from {', '.join(TASKS)}."
-    )
+  check_choice(config.protocol, TASKS, "config.protocol")
   return TASKS[config.protocol]

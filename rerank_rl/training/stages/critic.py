@@ -14,12 +14,11 @@ from rerank_rl.decoding import sample
 from rerank_rl.models.critic import Critic, value_of
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import values
-from rerank_rl.training import loop
+from rerank_rl.training import fitting
 from rerank_rl.training import state as states
 from rerank_rl.training.checkpoint import load_artifact
-from rerank_rl.training.setting import CHUNK, Setting, by_chunks, keep, ready
+from rerank_rl.training.setting import CHUNK, Setting, by_chunks, ready
 from rerank_rl.training.stages import rl
-from rerank_rl.training.stages.sft import local_batches
 
 STAGE = "critic"
 
@@ -127,24 +126,17 @@ def _fit(setting: Setting) -> None:
     by_slot = {f"error_slot_{k}": float(e) for k, e in enumerate(ends)}
     return {"error": float(np.mean(errors)), **by_slot}
 
-  fit = loop.fit(
-    states.create(_init(setting, params, reward), tx),
-    jax.tree_util.Partial(
-      make_step(policy, config.critic, tx, config.critic_train.ema),
-      setting.catalogue,
-      reward,
-      params,
-    ),
-    local_batches(setting, config.critic_train.batch_size, STAGE),
-    config.critic_train,
-    key,
-    folder=setting.folder(STAGE),
-    title=STAGE,
-    evaluate=evaluate,
-    select=("error", False),
-    mesh=setting.mesh,
+  step = jax.tree_util.Partial(
+    make_step(policy, config.critic, tx, config.critic_train.ema),
+    setting.catalogue,
+    reward,
+    params,
   )
-  keep(setting, STAGE, fit.best_params, history=fit.history)
+  state = states.create(_init(setting, params, reward), tx)
+  train = config.critic_train
+  batches = fitting.local_batches(setting, train.batch_size, STAGE)
+  watch = evaluate, ("error", False)
+  fitting.fit(setting, STAGE, state, step, batches, train, watch)
 
 
 def _init(setting: Setting, params: Any, reward) -> Any:

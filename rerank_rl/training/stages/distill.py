@@ -11,25 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rerank_rl.config import Config, ConfigError, DistillConfig
+from rerank_rl.config import Config, ConfigError, DistillConfig, check_choice
 from rerank_rl.data import schema, shards
 from rerank_rl.decoding import list_search, sample
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import learner, objectives
+from rerank_rl.training import fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.setting import (
   Setting,
   greedy_ranker,
   ready,
   selection,
 )
-from rerank_rl.training.stages.sft import (
-  data_seed,
-  fit_policy,
-  fresh,
-  learned,
-)
+from rerank_rl.training.stages.sft import fresh
 from rerank_rl.types import Array, Impression
 
 STAGE = "distill"
@@ -102,11 +97,7 @@ def make_step(
 def check(config: Config) -> None:
   """Raises ConfigError: an unknown objective, no reference, too few lists."""
   objective = config.distill.objective
-  if objective not in OBJECTIVES:
-    raise ConfigError(
-      f"config.distill.objective={objective!r}; choose from "
-      f"{', '.join(OBJECTIVES)}."
-    )
+  check_choice(objective, OBJECTIVES, "config.distill.objective")
   if objective == "preference" and "sft" not in config.stages:
     raise ConfigError(
       "config.distill.objective='preference' needs a policy to start from; "
@@ -134,7 +125,7 @@ def batches(setting: Setting) -> shards.Stream:
   return shards.Stream(
     setting.mined,
     setting.config.distill_train.batch_size,
-    data_seed(setting, STAGE),
+    fitting.data_seed(setting, STAGE),
     jax.process_index(),
     jax.process_count(),
     make,
@@ -165,9 +156,13 @@ def run(setting: Setting) -> Setting:
     config.distill_train,
     config.protocol,
   )
-  if ready(setting, STAGE):
-    params, meta = load_artifact(setting.folder(STAGE))
-    return learned(setting, STAGE, config.name, params, meta["history"])
+  if not ready(setting, STAGE):
+    _fit(setting)
+  return fitting.learned(setting, STAGE, config.name)
+
+
+def _fit(setting: Setting) -> None:
+  config = setting.config
   train = config.distill_train
   tx = states.optimizer(train)
   start = setting.params.get(config.sft_name)
@@ -179,6 +174,4 @@ def run(setting: Setting) -> Setting:
   )
   state, stream = states.create(start, tx), batches(setting)
   watch = selection(setting, greedy_ranker(setting))
-  return fit_policy(
-    setting, STAGE, config.name, state, step, stream, train, watch
-  )
+  fitting.fit(setting, STAGE, state, step, stream, train, watch)

@@ -241,11 +241,33 @@ def run(setting: Setting) -> Setting:
   )
   models = {name: model_of(setting, name) for name in KINDS}
   if not ready(setting, STAGE):
-    keep_fitted(setting, STAGE, {name: fit(setting, name) for name in KINDS})
-  return judged(setting, STAGE, models)
+    _keep(setting, STAGE, {name: fit(setting, name) for name in KINDS})
+  return _judged(setting, STAGE, models)
 
 
-def keep_fitted(
+def uncalibrated(
+  setting: Setting, stage: str, model: evaluators.ListEvaluator
+) -> Setting:
+  """Fits or reloads one more evaluator, on evaluator A's rows.
+
+  Args:
+    setting: with data.
+    stage: whose folder it gets, and its name among the judges.
+    model: the network.
+
+  Returns:
+    With `judges[stage]`.
+  """
+  setting = setting.identified(
+    stage, setting.identity["data"], setting.config.evaluators
+  )
+  if not ready(setting, stage):
+    fitted = fit_to(setting, stage, stage, model, third(setting, "a"))
+    _keep(setting, stage, {stage: fitted})
+  return _judged(setting, stage, {stage: model})
+
+
+def _keep(
   setting: Setting, stage: str, fitted: Mapping[str, evaluators.Fitted]
 ) -> None:
   """Saves evaluators as the stage's artifact."""
@@ -256,7 +278,7 @@ def keep_fitted(
   keep(setting, stage, plain)
 
 
-def judged(
+def _judged(
   setting: Setting,
   stage: str,
   models: Mapping[str, evaluators.ListEvaluator],

@@ -6,16 +6,11 @@ import jax
 
 from rerank_rl.decoding import catalogue
 from rerank_rl.models.next_item import NextItemPolicy
+from rerank_rl.training import fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.next_item import NextItem, selection
 from rerank_rl.training.setting import ready
-from rerank_rl.training.stages.sft import (
-  STAGE,
-  fit_policy,
-  learned,
-  local_batches,
-)
+from rerank_rl.training.stages.sft import STAGE
 
 
 def make_step(policy: NextItemPolicy, tx, decay: float) -> Callable:
@@ -57,19 +52,18 @@ def run(setting: NextItem) -> NextItem:
     config.next_item,
     config.sft,
   )
-  name = config.sft_name
-  if ready(setting, STAGE):
-    params, meta = load_artifact(setting.folder(STAGE))
-    return learned(setting, STAGE, name, params, meta["history"])
-  policy, tx = setting.policy, states.optimizer(config.sft)
+  if not ready(setting, STAGE):
+    _fit(setting)
+  return fitting.learned(setting, STAGE, config.sft_name)
+
+
+def _fit(setting: NextItem) -> None:
+  config, policy = setting.config.sft, setting.policy
+  tx = states.optimizer(config)
   params = jax.jit(policy.init)(setting.key("policy"))
   step = jax.tree_util.Partial(
-    make_step(policy, tx, config.sft.ema),
-    setting.catalogue.sids,
-    setting.tree,
+    make_step(policy, tx, config.ema), setting.catalogue.sids, setting.tree
   )
   state = states.create(params, tx)
-  batches = local_batches(setting, config.sft.batch_size, STAGE)
-  return fit_policy(
-    setting, STAGE, name, state, step, batches, config.sft, selection(setting)
-  )
+  batches = fitting.local_batches(setting, config.batch_size, STAGE)
+  fitting.fit(setting, STAGE, state, step, batches, config, selection(setting))

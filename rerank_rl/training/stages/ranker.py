@@ -9,22 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rerank_rl.config import Config, ConfigError
+from rerank_rl.config import Config, check_choice
 from rerank_rl.models import rerankers
 from rerank_rl.simulation.reward import label_gains
-from rerank_rl.training import loop
+from rerank_rl.training import fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.setting import (
   CHUNK,
   Setting,
   by_chunks,
-  keep,
   local,
   ready,
   selection,
 )
-from rerank_rl.training.stages.sft import learned, local_batches
 from rerank_rl.types import Array, Impression
 
 STAGE = "ranker"
@@ -40,10 +37,7 @@ def check(config: Config) -> None:
 def _queries(name: str, slots: int) -> int:
   """How many score rows a model has: one, or one a slot."""
   table = {"prm": 1, "nar4rec": slots}
-  if name not in table:
-    raise ConfigError(
-      f"config.ranker.name={name!r}; choose from {', '.join(table)}."
-    )
+  check_choice(name, table, "config.ranker.name")
   return table[name]
 
 
@@ -100,15 +94,19 @@ def _step(model, tx, decay, loss_fn, catalogue, weights, state, batch, key):
   return states.apply_gradients(state, grads, tx, decay), {"loss": out}
 
 
+def model_of(setting: Setting) -> rerankers.Reranker:
+  """The configured network."""
+  config = setting.config
+  queries = _queries(config.ranker.name, setting.dataset.slate_size)
+  return rerankers.make_reranker(config.policy, setting.sizes, queries)
+
+
 def slates(setting: Setting) -> Callable:
   """(params, impressions, trade=None) -> slates i32[n, K].
 
   `trade` re-ranks by maximal marginal relevance.
   """
-  slots = setting.dataset.slate_size
-  name = setting.config.ranker.name
-  queries = _queries(name, slots)
-  model = rerankers.make_reranker(setting.config.policy, setting.sizes, queries)
+  slots, model = setting.dataset.slate_size, model_of(setting)
 
   @jax.jit
   def one(params, catalogue, request, trade):
@@ -144,11 +142,6 @@ def tuned_trade(setting: Setting, params: Any, rank: Callable) -> float:
 def run(setting: Setting) -> Setting:
   """Learns, resumes or reloads the supervised reranker."""
   config = setting.config
-  model = rerankers.make_reranker(
-    config.policy,
-    setting.sizes,
-    _queries(config.ranker.name, setting.dataset.slate_size),
-  )
   setting = setting.identified(
     STAGE,
     setting.identity["tokenizer"],
@@ -158,29 +151,26 @@ def run(setting: Setting) -> Setting:
     config.sft,
     config.protocol,
   )
-  if ready(setting, STAGE):
-    params, meta = load_artifact(setting.folder(STAGE))
-    return learned(setting, STAGE, config.name, params, meta["history"])
+  if not ready(setting, STAGE):
+    _fit(setting)
+  return fitting.learned(setting, STAGE, config.name)
+
+
+def _fit(setting: Setting) -> None:
+  config = setting.config
+  model = model_of(setting)
   train = setting.dataset.splits["train"]
   tx = states.optimizer(config.sft)
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
   init = jax.jit(model.init)
   params = init(setting.key(STAGE), setting.catalogue, example)
-  evaluate, select = selection(setting, slates(setting))
   one = functools.partial(
     _step, model, tx, config.sft.ema, LOSSES[config.protocol]
   )
-  fit = loop.fit(
-    states.create(params, tx),
-    jax.tree_util.Partial(one, setting.catalogue, jnp.asarray(setting.weights)),
-    local_batches(setting, config.sft.batch_size, STAGE),
-    config.sft,
-    setting.key(STAGE + "/loop"),
-    folder=setting.folder(STAGE),
-    title=config.name,
-    evaluate=evaluate,
-    select=select,
-    mesh=setting.mesh,
+  step = jax.tree_util.Partial(
+    one, setting.catalogue, jnp.asarray(setting.weights)
   )
-  keep(setting, STAGE, fit.best_params, history=fit.history)
-  return learned(setting, STAGE, config.name, fit.best_params, fit.history)
+  batches = fitting.local_batches(setting, config.sft.batch_size, STAGE)
+  watch = selection(setting, slates(setting))
+  state = states.create(params, tx)
+  fitting.fit(setting, STAGE, state, step, batches, config.sft, watch)

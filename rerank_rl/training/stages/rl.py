@@ -7,23 +7,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.config import Config, ConfigError, RLConfig
+from rerank_rl.config import Config, ConfigError, RLConfig, check_choice
 from rerank_rl.decoding import beam, fixed_tree, sample, value_guided
 from rerank_rl.decoding import tree as trees
 from rerank_rl.models.critic import value_of
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import credit, learner, objectives, values
-from rerank_rl.training import curiosity, loop
+from rerank_rl.training import curiosity, fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.setting import (
   Setting,
   greedy_ranker,
-  keep,
   ready,
   selection,
 )
-from rerank_rl.training.stages.sft import learned, local_batches
 
 STAGE = "rl"
 
@@ -167,10 +164,7 @@ def check(config: Config) -> None:
 def check_reward(config: Config) -> None:
   """Raises ConfigError: a reward that is unknown or that the run lacks."""
   rl = config.rl
-  if rl.reward not in REWARDS:
-    raise ConfigError(
-      f"config.rl.reward={rl.reward!r}; choose from {', '.join(REWARDS)}."
-    )
+  check_choice(rl.reward, REWARDS, "config.rl.reward")
   if rl.reward == "world" and config.data.name != "world":
     raise ConfigError(
       f"config.rl.reward='world' needs config.data.name='world', not "
@@ -302,20 +296,23 @@ def run(setting: Setting) -> Setting:
   """
   config = setting.config
   check(config)
-  learns = reads_values(config.rl)
   setting = setting.identified(
     STAGE,
     setting.identity["sft"],
     config.rl,
     config.rl_train,
-    *([setting.identity["critic"]] if learns else []),
+    *([setting.identity["critic"]] if reads_values(config.rl) else []),
   )
-  if ready(setting, STAGE):
-    params, meta = load_artifact(setting.folder(STAGE))
-    return learned(setting, STAGE, config.name, params, meta["history"])
+  if not ready(setting, STAGE):
+    _fit(setting)
+  return fitting.learned(setting, STAGE, config.name)
+
+
+def _fit(setting: Setting) -> None:
+  config = setting.config
   train = config.rl_train
   start = {"policy": setting.params[config.sft_name]}
-  if learns:
+  if reads_values(config.rl):
     start["critic"] = setting.critic
   start = jax.tree.map(jnp.asarray, start)
   tx = states.optimizer(
@@ -328,29 +325,16 @@ def run(setting: Setting) -> Setting:
   )
   method = Method(setting.policy, config.rl, tx, train.ema, config.critic.decay)
   rank = greedy_ranker(setting)
-  evaluate, select = selection(
-    setting, lambda learnt, x: rank(learnt["policy"], x)
-  )
   state = states.create(start, tx)
   if config.rl.bonus:
     state = curiosity.attach(setting, state)
-  fit = loop.fit(
-    state,
-    jax.tree_util.Partial(
-      functools.partial(step, method),
-      setting.catalogue,
-      setting.reward(config.rl.reward),
-      start["policy"],
-    ),
-    local_batches(setting, train.batch_size, STAGE),
-    train,
-    setting.key(STAGE),
-    folder=setting.folder(STAGE),
-    title=STAGE,
-    evaluate=evaluate,
-    select=select,
-    mesh=setting.mesh,
+  own = jax.tree_util.Partial(
+    functools.partial(step, method),
+    setting.catalogue,
+    setting.reward(config.rl.reward),
+    start["policy"],
   )
-  params = fit.best_params["policy"]
-  keep(setting, STAGE, params, history=fit.history)
-  return learned(setting, STAGE, config.name, params, fit.history)
+  batches = fitting.local_batches(setting, train.batch_size, STAGE)
+  watch = selection(setting, lambda learnt, x: rank(learnt["policy"], x))
+  kept = lambda learnt: learnt["policy"]
+  fitting.fit(setting, STAGE, state, own, batches, train, watch, kept)

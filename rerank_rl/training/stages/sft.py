@@ -1,28 +1,22 @@
 """Stage `sft`: the policy clones demonstrations."""
 
 from collections.abc import Callable
-import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.config import Config, ConfigError, TrainConfig
-from rerank_rl.data import pipeline
+from rerank_rl.config import Config, ConfigError, check_choice
 from rerank_rl.decoding import list_search, sample
 from rerank_rl.models import evaluator as evaluators
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import learner, objectives
-from rerank_rl.training import loop
+from rerank_rl.training import fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.setting import (
-  AnyRun,
-  Run,
   Setting,
   greedy_ranker,
-  keep,
   ready,
   selection,
 )
@@ -134,10 +128,7 @@ def make_step(policy: Policy, tx, decay: float) -> Callable:
 def check(config: Config) -> None:
   """Raises ConfigError: an unknown rule, or one without its evaluators."""
   rule = config.demo.rule
-  if rule not in RULES:
-    raise ConfigError(
-      f"config.demo.rule={rule!r}; choose from {', '.join(RULES)}."
-    )
+  check_choice(rule, RULES, "config.demo.rule")
   if rule in ("draws", "greedy") and "evaluators" not in config.stages:
     raise ConfigError(
       f"config.demo.rule={rule!r} asks evaluator A; add the stage 'evaluators' "
@@ -160,7 +151,6 @@ def run(setting: Setting) -> Setting:
   """
   config = setting.config
   check(config)
-  rule = config.demo.rule
   setting = setting.identified(
     STAGE,
     setting.identity["tokenizer"],
@@ -170,65 +160,23 @@ def run(setting: Setting) -> Setting:
     config.sft,
     config.protocol,
   )
-  name = config.sft_name
-  if ready(setting, STAGE):
-    params, meta = load_artifact(setting.folder(STAGE))
-    return learned(setting, STAGE, name, params, meta["history"])
-  policy, params = setting.policy, fresh(setting)
+  if not ready(setting, STAGE):
+    _fit(setting)
+  return fitting.learned(setting, STAGE, config.sft_name)
+
+
+def _fit(setting: Setting) -> None:
+  config, policy = setting.config, setting.policy
   tx = states.optimizer(config.sft)
   step = jax.tree_util.Partial(
     make_step(policy, tx, config.sft.ema),
     setting.catalogue,
-    RULES[rule](setting),
+    RULES[config.demo.rule](setting),
   )
-  batches = local_batches(setting, config.sft.batch_size, STAGE)
-  state = states.create(params, tx)
+  state = states.create(fresh(setting), tx)
+  batches = fitting.local_batches(setting, config.sft.batch_size, STAGE)
   watch = selection(setting, greedy_ranker(setting))
-  return fit_policy(
-    setting, STAGE, name, state, step, batches, config.sft, watch
-  )
-
-
-def fit_policy(
-  setting: AnyRun,
-  stage: str,
-  name: str,
-  state: states.TrainState,
-  step: Callable,
-  batches: Any,
-  config: TrainConfig,
-  watch: tuple[Callable, tuple],
-) -> AnyRun:
-  """Fits a policy, selected on validation, and keeps it.
-
-  Args:
-    setting: the run's.
-    stage: whose folder, key and title it gets.
-    name: the system's.
-    state: the initial state.
-    step: see `loop.fit`.
-    batches: this process's.
-    config: the stage's numbers.
-    watch: (evaluate, select), see `loop.fit`.
-
-  Returns:
-    With `params[name]`.
-  """
-  evaluate, select = watch
-  fit = loop.fit(
-    state,
-    step,
-    batches,
-    config,
-    setting.key(stage),
-    folder=setting.folder(stage),
-    title=stage,
-    evaluate=evaluate,
-    select=select,
-    mesh=setting.mesh,
-  )
-  keep(setting, stage, fit.best_params, history=fit.history)
-  return learned(setting, stage, name, fit.best_params, fit.history)
+  fitting.fit(setting, STAGE, state, step, batches, config.sft, watch)
 
 
 def fresh(setting: Setting) -> Any:
@@ -237,29 +185,3 @@ def fresh(setting: Setting) -> Any:
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
   init = jax.jit(setting.policy.init)
   return init(setting.key("policy"), setting.catalogue, example)
-
-
-def learned(setting: AnyRun, stage, name, params, history) -> AnyRun:
-  """The setting with a system's parameters and its training curve."""
-  return dataclasses.replace(
-    setting,
-    params={**setting.params, name: params},
-    history={**setting.history, stage: history},
-  )
-
-
-def local_batches(setting: Run, batch_size: int, stage: str):
-  """This process's shuffled training batches, in the stage's own order."""
-  return pipeline.batches(
-    setting.dataset.splits["train"],
-    batch_size,
-    data_seed(setting, stage),
-    jax.process_index(),
-    jax.process_count(),
-  )
-
-
-def data_seed(setting: Run, stage: str) -> int:
-  """The seed of a stage's own order of the data."""
-  key = setting.key(stage + "/data")
-  return int(jax.random.randint(key, (), 0, 2**31 - 1))

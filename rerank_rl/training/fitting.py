@@ -1,0 +1,79 @@
+"""What stages that learn share: batches, fitting, keeping, reloading."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+
+from rerank_rl.config import TrainConfig
+from rerank_rl.data import pipeline
+from rerank_rl.training import loop
+from rerank_rl.training.checkpoint import load_artifact
+from rerank_rl.training.setting import AnyRun, Run, keep
+from rerank_rl.training.state import TrainState
+
+
+def fit(
+  setting: Run,
+  stage: str,
+  state: TrainState,
+  step: Callable,
+  batches: Any,
+  config: TrainConfig,
+  watch: tuple[Callable, tuple[str, bool]],
+  part: Callable[[Any], Any] = lambda params: params,
+) -> None:
+  """Fits what a stage is for, selected on validation, and keeps it.
+
+  Args:
+    setting: the run's.
+    stage: whose folder, key and title it gets.
+    state: the initial state.
+    step: see `loop.fit`.
+    batches: this process's.
+    config: the stage's numbers.
+    watch: (evaluate, select), see `loop.fit`.
+    part: of the best parameters, what is kept.
+  """
+  evaluate, select = watch
+  out = loop.fit(
+    state,
+    step,
+    batches,
+    config,
+    setting.key(stage),
+    folder=setting.folder(stage),
+    title=stage,
+    evaluate=evaluate,
+    select=select,
+    mesh=setting.mesh,
+  )
+  keep(setting, stage, part(out.best_params), history=out.history)
+
+
+def learned(setting: AnyRun, stage: str, name: str) -> AnyRun:
+  """The setting with what a stage has kept as `params[name]`."""
+  params, meta = load_artifact(setting.folder(stage))
+  return dataclasses.replace(
+    setting,
+    params={**setting.params, name: params},
+    history={**setting.history, stage: meta["history"]},
+  )
+
+
+def local_batches(setting: Run, batch_size: int, stage: str):
+  """This process's shuffled training batches, in the stage's own order."""
+  return pipeline.batches(
+    setting.dataset.splits["train"],
+    batch_size,
+    data_seed(setting, stage),
+    jax.process_index(),
+    jax.process_count(),
+  )
+
+
+def data_seed(setting: Run, stage: str) -> int:
+  """The seed of a stage's own order of the data."""
+  key = setting.key(stage + "/data")
+  return int(jax.random.randint(key, (), 0, 2**31 - 1))
