@@ -67,6 +67,9 @@ def ways(policy: Policy, critic: Any, decay: float) -> dict[str, Way]:
   def chains(params, game, key):
     return trees.merge(sample.chains(policy, params, game, key, GROUP))
 
+  def stratified(params, game, key):
+    return trees.merge(sample.stratified(policy, params, game, key, GROUP))
+
   def tree(*widths):
     shape = tuple(n for w in widths for n in (w, *[1] * (policy.levels - 1)))
     spent = fixed_tree.forward_tokens(shape, T)
@@ -83,7 +86,7 @@ def ways(policy: Policy, critic: Any, decay: float) -> dict[str, Way]:
 
   def multi_level(params, game, tree, outcome):
     read = values.along(policy, params, value, game, tree.slate)
-    found = values.advantages(read, outcome.reward, decay)
+    found = values.advantages(read, outcome, decay)
     return credit.critic(tree, outcome.replace(advantage=found))
 
   def search(params, game, key):
@@ -94,9 +97,11 @@ def ways(policy: Policy, critic: Any, decay: float) -> dict[str, Way]:
   group = {"group": plain(credit.group)}
   sibling = {"sibling": plain(credit.sibling)}
   advantage = {"critic": multi_level}
+  ahead = {"reward to go": plain(credit.to_go)}
   both = {"group + sibling": plain(credit.group, credit.sibling)}
   return {
-    "chains": Way(chains, group | sibling | both | advantage),
+    "chains": Way(chains, group | sibling | both | advantage | ahead),
+    "stratified tree": Way(stratified, group | sibling | ahead),
     "value-guided": Way(search, sibling),
     "tree 4 x 4": Way(tree(4, 4), sibling),
     # At the first token of all slots but the last: what fits.

@@ -215,7 +215,9 @@ class Config:
   distill: DistillConfig = DistillConfig()
   distill_train: TrainConfig = TrainConfig(steps=400, eval_every=200)
   critic: CriticConfig = CriticConfig()
-  critic_train: TrainConfig = TrainConfig(steps=200, batch_size=32)
+  critic_train: TrainConfig = TrainConfig(
+    steps=200, batch_size=32, learning_rate=4e-3
+  )
   rl: RLConfig = RLConfig()
   # A short average: one of 100 steps would lag behind a run of 200.
   rl_train: TrainConfig = TrainConfig(

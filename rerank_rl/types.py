@@ -107,7 +107,8 @@ class Outcome(struct.PyTreeNode):
 
   Attributes:
     reward: f32[B, G], the list's worth.
-    per_item: f32[B, G, K], each slot's part of it.
+    per_item: f32[B, G, K], each slot's part of it, settled by the slots up to
+      it: what a later slot holds changes nothing in it.
     bootstrap: f32[B, G], (1 - done) V(s') for sessions, else 0.
     advantage: f32[B, G, T], what a critic says of each token; None without.
   """

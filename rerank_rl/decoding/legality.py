@@ -221,14 +221,35 @@ def log_prob_of(trie: Trie, mass: Array, rank: Array, level: Array) -> Array:
   Returns:
     f32[B, X].
   """
+  _, run = _around(trie, mass, rank, level)
+  tiny = jnp.finfo(mass.dtype).tiny
+  log = lambda x: jnp.log(jnp.maximum(x, tiny))
+  return jnp.where(rank >= 0, log(run) - log(mass.sum(-1)), 0)
+
+
+def interval_of(
+  trie: Trie, mass: Array, rank: Array, level: Array
+) -> tuple[Array, Array]:
+  """The share of probability before a token, in the order of ranks; its own.
+
+  Args as in `log_prob_of`.
+
+  Returns:
+    Two f32[B, X].
+  """
+  before, run = _around(trie, mass, rank, level)
+  total = jnp.maximum(mass.sum(-1), jnp.finfo(mass.dtype).tiny)
+  return before / total, run / total
+
+
+def _around(trie, mass, rank, level):
+  """The mass f32[B, X] before a rank's run at a level, and of the run."""
   place = jnp.arange(mass.shape[-1])[None, None]
   safe = jnp.maximum(rank, 0)
-  low = jnp.take_along_axis(trie.start[:, level], safe, axis=1)
-  high = jnp.take_along_axis(trie.stop[:, level], safe, axis=1)
-  run = (place >= low[..., None]) & (place < high[..., None])
-  tiny = jnp.finfo(mass.dtype).tiny
-  log = lambda x: jnp.log(jnp.maximum(x.sum(-1), tiny))
-  return jnp.where(rank >= 0, log(jnp.where(run, mass, 0)) - log(mass), 0)
+  low = jnp.take_along_axis(trie.start[:, level], safe, axis=1)[..., None]
+  high = jnp.take_along_axis(trie.stop[:, level], safe, axis=1)[..., None]
+  of = lambda where: jnp.where(where, mass, 0).sum(-1)
+  return of(place < low), of((place >= low) & (place < high))
 
 
 def mean_log_prob(logp: Array, first: Array) -> Array:

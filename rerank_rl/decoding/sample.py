@@ -14,6 +14,9 @@ from rerank_rl.models.policy import Policy
 from rerank_rl.models.prefix_lm import Prompt
 from rerank_rl.types import PAD, Array, Catalogue, Request, TokenTree
 
+# A code has 24 bits: fresh ones come in from below, too few to spoil its order.
+_JITTER = 2.0**-12
+
 
 class Game(NamedTuple):
   """A request made ready: its trie and the policy's view of it."""
@@ -71,10 +74,61 @@ def chains(
     A TokenTree of G chains. `logp_old` is at temperature 1; `log_q` at the
     sampling temperature, NaN when greedy. `iid` is static: temperature 1.
   """
+  T = policy.slots * policy.levels
+  uniform = jax.random.uniform(
+    key, (T, game.trie.order.shape[0], group), game.prompt.root.dtype
+  )
+  return _roll(policy, params, game, uniform, temperature, rules)
+
+
+def stratified(
+  policy: Policy,
+  params,
+  game: Game,
+  key: Array,
+  group: int,
+  rules: Sequence[legality.Rule] = (),
+) -> TokenTree:
+  """Samples G slates a request that share its probability out evenly.
+
+    u_g = (u + g / G) mod 1
+
+  Arithmetic sampling (Vilnis et al. 2023): a number in [0, 1) is the arithmetic
+  code of a slate, G numbers at equal distances are G slates. Each is a sample
+  of the policy; together they are a tree in which a prefix of probability p
+  has pG of the leaves, rounded up or down, where chance alone would vary.
+
+  Args:
+    policy: pure functions.
+    params: its parameters.
+    game: from `prepare`.
+    key: PRNG key.
+    group: G.
+    rules: business rules.
+
+  Returns:
+    A TokenTree of G chains; not iid; `log_q` is that of each on its own.
+  """
+  T, B = policy.slots * policy.levels, game.trie.order.shape[0]
+  dtype = game.prompt.root.dtype
+  first, rest = jax.random.split(key)
+  shift = jax.random.uniform(first, (B, 1), dtype)
+  code = jnp.mod(shift + jnp.arange(group, dtype=dtype)[None] / group, 1)
+  noise = jax.random.uniform(rest, (T - 1, B, group), dtype)
+  uniform = jnp.concatenate([code[None], _JITTER * noise])
+  return _roll(policy, params, game, uniform, 1.0, rules, carried=True)
+
+
+def _roll(
+  policy, params, game, uniform, temperature, rules, carried=False
+) -> TokenTree:
+  """Chains from uniform numbers f32[T, B, G], one a token.
+
+  `carried`: what a token leaves of its number is added to the next one's.
+  """
   trie, prompt = game
-  B = trie.order.shape[0]
+  T, B, group = uniform.shape
   K, L = policy.slots, policy.levels
-  T = K * L
   fed = jnp.arange(T - 1)[None, None, None]
 
   def choose(placed, rank, state, t, uniform):
@@ -87,32 +141,39 @@ def chains(
     dist = legality.log_probs(trie, scores, items, first, level)
     mass = legality.masses(scores, items)
     rank, logq = _draw(uniform, mass, dist, first, temperature)
-    rank = jnp.where(items.any(-1), rank, PAD)
+    some = items.any(-1)
+    left = jnp.zeros_like(uniform)
+    if carried:
+      own = _left(trie, uniform, mass, rank, level)
+      left = jnp.where(some, own, uniform)
+    rank = jnp.where(some, rank, PAD)
     put = jnp.where(level == L - 1, rank, placed[:, :, slot])
     logp = legality.log_prob_of(trie, mass, rank, level)
     mean = legality.mean_log_prob(dist, first)
     record = logp, mean, logp if logq is None else logq
-    return placed.at[:, :, slot].set(put), rank, record
+    return placed.at[:, :, slot].set(put), rank, left, record
 
   def token(carry, xs):
-    placed, rank, cache = carry
+    placed, rank, left, cache = carry
     t, uniform = xs
+    uniform = jnp.mod(uniform + left, 1)
     state, cache = policy.step(
       params, prompt, cache, rank[:, :, None], t - 1, t - 1, fed < t
     )
-    placed, rank, record = choose(placed, rank, state[:, :, 0], t, uniform)
-    return (placed, rank, cache), record
+    placed, rank, left, record = choose(
+      placed, rank, state[:, :, 0], t, uniform
+    )
+    return (placed, rank, left, cache), record
 
   placed = jnp.full((B, group, K), PAD, jnp.int32)
   rank = jnp.full((B, group), PAD, jnp.int32)
   root = prompt.root[:, None]
   root = jnp.broadcast_to(root, (B, group, root.shape[-1]))
-  uniform = jax.random.uniform(key, (T, B, group), root.dtype)
   # The first token is chosen from the prompt: T - 1 forward tokens.
-  placed, rank, first = choose(placed, rank, root, 0, uniform[0])
-  carry = placed, rank, policy.cache(prompt, group, T - 1)
+  placed, rank, left, first = choose(placed, rank, root, 0, uniform[0])
+  carry = placed, rank, left, policy.cache(prompt, group, T - 1)
   xs = jnp.arange(1, T), uniform[1:]
-  (placed, _, _), rest = jax.lax.scan(token, carry, xs)
+  (placed, *_), rest = jax.lax.scan(token, carry, xs)
   logp, mean, logq = (
     jnp.concatenate([a[None], b]).transpose(1, 2, 0)
     for a, b in zip(first, rest, strict=True)
@@ -123,7 +184,7 @@ def chains(
     mean,
     positions_of(trie, placed),
     logq,
-    iid=temperature == 1,
+    iid=temperature == 1 and not carried,
   )
 
 
@@ -154,6 +215,13 @@ def _invert(uniform, mass):
   reached = (below > uniform[..., None] * below[..., -1:]).astype(mass.dtype)
   best = jnp.argmax(jnp.where(mass > 0, reached, -1), axis=-1)
   return best.astype(jnp.int32)
+
+
+def _left(trie, uniform, mass, rank, level):
+  """Where in its token's share of the mass a number lies, from 0 to 1."""
+  below, share = legality.interval_of(trie, mass, rank, level)
+  left = (uniform - below) / jnp.maximum(share, jnp.finfo(share.dtype).tiny)
+  return jnp.clip(left, 0, 1)
 
 
 def tokens_of(trie: legality.Trie, placed: Array) -> Array:

@@ -24,7 +24,8 @@ from rerank_rl.models.prefix_lm import Prompt
 from rerank_rl.types import PAD, ROOT, Array, TokenTree
 
 # (prompt, state f32[B, X, d], level i32[], slot i32[B, X]) -> f32[B, X, N]: by
-# rank, what the slate is worth once an item's token of that level is chosen.
+# rank, what this item and later ones are worth once its token of that level
+# is chosen.
 Value = Callable[[Prompt, Array, Array, Array], Array]
 
 
@@ -65,6 +66,7 @@ def value_guided(
   budget: int,
   entropy: float = 0.1,
   explore: float = 1.0,
+  trust: float = 0.03,
   rules: Sequence[legality.Rule] = (),
   leaves: int | None = None,
 ) -> TokenTree:
@@ -72,12 +74,16 @@ def value_guided(
 
     G(s) = V(s) + entropy H(s), H over the legal children
     U(s) = G(s) + explore sqrt(ln(n + 1) / (N(s) + 1))
+    V(s) = V(root) + sum over the path of Q(s_t, a_t) - V(s_t)
 
-  n branches have been begun, N(s) of them at s. Only a decisive node, whose G
-  is at least the mean of its depth's, is branched: the one of largest U among
-  those whose branch the budget can still complete, at its best open child. If
-  no decisive node is left, any that can be completed will do. The first walk
-  is the policy's greedy slate, and branches are completed greedily.
+  n branches have been begun, N(s) of them at s. The critic's Q and V are of
+  what is still to come, so that a node is worth what its tokens have gained.
+  Only a decisive node, whose G is at least the mean of its depth's, is
+  branched: the one of largest U among those whose branch the budget can still
+  complete. If no decisive node is left, any that can be completed will do. It
+  is branched at the open child of largest log p + Q / trust, the best under a
+  policy held near the one that walks. The first walk is the policy's greedy
+  slate, and branches are completed greedily.
 
   Args:
     policy: pure functions.
@@ -87,6 +93,7 @@ def value_guided(
     budget: S, forward tokens a request without the prompt, >= T - 1.
     entropy: weight of the children's entropy.
     explore: weight of the visits' bonus.
+    trust: of the policy against the critic, in units of the reward.
     rules: business rules.
     leaves: most slates, G, for who cannot take all that the budget allows;
       tokens are left over where cheap branches fill them.
@@ -109,10 +116,13 @@ def value_guided(
 
   look = functools.partial(_children, policy, params, value, game, rules)
 
-  def put(nodes, i, state, depth, placed, rank, path, alive):
+  def put(nodes, i, state, depth, placed, rank, path, alive, known):
     """The nodes with node i, where alive, and its children."""
     logp, worth, legal = look(state, placed, rank, depth)
     p = jnp.where(legal, jnp.exp(logp), 0)
+    own = (p * worth).sum(-1)
+    known = own if known is None else known
+    worth = jnp.where(legal, worth + (known - own)[:, None], 0)
     new = Nodes(
       depth=jnp.where(alive, depth, PAD),
       placed=placed,
@@ -121,7 +131,7 @@ def value_guided(
       logp=logp,
       worth=worth,
       open=legal & alive[:, None],
-      priority=(p * (worth - entropy * logp)).sum(-1),
+      priority=known - entropy * (p * logp).sum(-1),
       visits=jnp.zeros((B,), jnp.int32),
       leaf=alive & ((depth == T - 1) | ~legal.any(-1)),
     )
@@ -138,7 +148,8 @@ def value_guided(
     alive = ~ended | fits
     at = jax.tree.map(lambda x: x[row, node], nodes)
     greedy = jnp.argmax(at.logp, -1)
-    best = jnp.argmax(jnp.where(at.open, at.worth, 2 * legality.NEGATIVE), -1)
+    order = at.logp + at.worth / trust
+    best = jnp.argmax(jnp.where(at.open, order, 2 * legality.NEGATIVE), -1)
     rank = jnp.where(ended, best, greedy).astype(jnp.int32)
     seen = (at.path[:, :, None] == jnp.arange(S)[None, None]).any(1)
     seen |= jnp.arange(S)[None] == i
@@ -161,7 +172,15 @@ def value_guided(
       visits=nodes.visits.at[row, node].add(ended & fits),
     )
     nodes = put(
-      nodes, i + 1, state[:, 0, 0], at.depth + 1, placed, rank, path, alive
+      nodes,
+      i + 1,
+      state[:, 0, 0],
+      at.depth + 1,
+      placed,
+      rank,
+      path,
+      alive,
+      at.worth[row, rank],
     )
     here = jnp.where(alive, i + 1, here)
     code = game.trie.codes[row, rank, level]
@@ -195,6 +214,7 @@ def value_guided(
     nodes.rank[:, 0],
     nodes.path[:, 0],
     jnp.ones((B,), bool),
+    None,
   )
   carry = nodes, policy.cache(game.prompt, 1, S), first
   (nodes, _, _), edges = jax.lax.scan(step, carry, jnp.arange(S))

@@ -1,4 +1,4 @@
-"""The multi-level critic: what a slate is worth after one more token.
+"""The multi-level critic: what is still to come after one more token.
 
 Letters as in prefix_lm.py.
 """
@@ -29,7 +29,7 @@ class Critic(nn.Module):
   Attributes:
     levels: L.
     slots: K.
-    offset: where values start: a typical slate's worth.
+    offset: where values start: a typical slate's worth, shared by its slots.
   """
 
   levels: int
@@ -40,7 +40,9 @@ class Critic(nn.Module):
   def __call__(
     self, prompt: Prompt, state: Array, level: Array, slot: Array
   ) -> Array:
-    """Values f32[B, X, N] by rank: v(s, i) = base(s) + query(s) . key(i).
+    """Values f32[B, X, N] by rank of this item and all later ones.
+
+      v(s, i) = (slots left) offset + base(s) + query(s) . key(i)
 
     Args:
       prompt: of the policy.
@@ -56,14 +58,17 @@ class Critic(nn.Module):
     kind = jax.nn.one_hot(
       jnp.where(level < self.levels - 1, 0, kind), KINDS, dtype=dtype
     )
-    start = nn.initializers.constant(self.offset)
-    base = dense(KINDS, bias_init=start, name="base")(hidden) * kind
-    none = nn.initializers.zeros  # Children start alike.
+    none = nn.initializers.zeros  # Prefixes, and children, start alike.
+    base = dense(KINDS, kernel_init=none, name="base")(hidden) * kind
     query = dense(KINDS * width, kernel_init=none, name="query")(hidden)
     query = query.reshape(*state.shape[:2], KINDS, width)
     query = jnp.einsum("bxke,bxk->bxe", query, kind)
     dot = jnp.einsum("bxe,bne->bxn", query, keys) / width**0.5
-    return base.sum(-1, keepdims=True) + dot
+    per_slot = self.param(
+      "offset", nn.initializers.constant(self.offset / self.slots), (), dtype
+    )
+    left = per_slot * (self.slots - slot[..., None])
+    return left + base.sum(-1, keepdims=True) + dot
 
 
 def value_of(policy: Policy, params: Any) -> Callable[..., Array]:

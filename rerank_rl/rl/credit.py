@@ -33,15 +33,15 @@ def centre(reward: Array, where: Array) -> Array:
   """R - mean R over the group; 0 where rewards differ by rounding alone.
 
   Args:
-    reward: f32[B, G].
-    where: bool[B, G], leaves that there are; the others get 0.
+    reward: f32[B, G, ...].
+    where: bool[B, G, ...], leaves that there are; the others get 0.
 
   Returns:
-    f32[B, G].
+    f32[B, G, ...].
   """
   reward = jnp.where(where, reward, 0)
   out = jnp.where(where, reward - _mean(reward, where), 0)
-  return jnp.where(_std(out, where) > _rounding(reward), out, 0.0)
+  return jnp.where(_std(out, where) > _rounding(reward), out, 0)
 
 
 def normalise(reward: Array, where: Array, epsilon: float = 1e-4) -> Array:
@@ -60,18 +60,18 @@ def normalise(reward: Array, where: Array, epsilon: float = 1e-4) -> Array:
 
 
 def _mean(values: Array, where: Array) -> Array:
-  """Mean over the leaves that there are, f32[B, 1]; values are 0 elsewhere."""
+  """Mean over the leaves that there are, f32[B, 1, ...]; values 0 elsewhere."""
   count = where.sum(axis=1, keepdims=True)
   return values.sum(axis=1, keepdims=True) / jnp.maximum(count, 1)
 
 
 def _std(centred: Array, where: Array) -> Array:
-  """Root of the mean square, f32[B, 1]."""
+  """Root of the mean square, f32[B, 1, ...]."""
   return jnp.sqrt(_mean(centred**2, where))
 
 
 def _rounding(reward: Array) -> Array:
-  """A spread f32[B, 1] that rounding alone may give rewards f32[B, G]."""
+  """A spread f32[B, 1, ...] that rounding alone may give rewards."""
   scale = jnp.abs(reward).max(axis=1, keepdims=True)
   return 8 * jnp.finfo(reward.dtype).eps * scale
 
@@ -92,6 +92,27 @@ def centred(tree: TokenTree, outcome: Outcome) -> Credit:
   smaller differences count as much as large ones, and sampling dies out.
   """
   return spread(tree, centre(outcome.reward, trees.found(tree)))
+
+
+def to_go(tree: TokenTree, outcome: Outcome) -> Credit:
+  """Group-relative reward to go: an item is credited with what it can change.
+
+    A_t = G_t - mean G_t over the group,   G_t = sum of per_item from t's slot
+
+  What the items above have earned is settled and only adds noise: `centred`
+  without it has the same expectation, but for the baseline's finite group.
+  """
+  rewards = on_tokens(outcome.per_item, tree.path.shape[-1])
+  ahead = jnp.flip(jnp.cumsum(jnp.flip(rewards, -1), -1), -1)
+  ahead += outcome.bootstrap[..., None]
+  return _on_edges(tree, centre(ahead, tree.path != PAD))
+
+
+def on_tokens(per_item: Array, tokens: int) -> Array:
+  """Slots' rewards f32[B, G, K] on the tokens [B, G, T] that complete them."""
+  levels = tokens // per_item.shape[-1]
+  ahead = [(0, 0)] * per_item.ndim + [(levels - 1, 0)]
+  return jnp.pad(per_item[..., None], ahead).reshape(*per_item.shape[:-1], -1)
 
 
 def spread(tree: TokenTree, leaf: Array, where: Array | bool = True) -> Credit:
@@ -120,8 +141,14 @@ def _on_edges(tree: TokenTree, each: Array) -> Credit:
 
 
 def critic(tree: TokenTree, outcome: Outcome) -> Credit:
-  """A critic's advantage on each token; see `values.advantages`."""
-  return _on_edges(tree, outcome.advantage)
+  """A critic's advantages of tokens, held against the group's mean at each.
+
+    A_t = Â_t - mean Â_t over the group,   Â from `values.advantages`
+
+  What a critic gets wrong about a request as a whole is no reason to prefer
+  all that was tried there, or none.
+  """
+  return _on_edges(tree, centre(outcome.advantage, tree.path != PAD))
 
 
 def sibling(tree: TokenTree, outcome: Outcome, epsilon: float = 1e-4) -> Credit:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from rerank_rl.decoding import legality, sample
 from rerank_rl.decoding.value_guided import Value
 from rerank_rl.models.policy import Policy
-from rerank_rl.rl import learner
+from rerank_rl.rl import credit, learner
 from rerank_rl.rl.objectives import Loss
-from rerank_rl.types import Array
+from rerank_rl.types import Array, Outcome
 
 
 class PathValues(NamedTuple):
@@ -71,57 +71,62 @@ def along(
   return learner.over_levels(at, policy.states(params, prompt, ranks))
 
 
-def lambda_returns(values: PathValues, reward: Array, decay: float) -> Array:
-  """TD(lambda) targets of the chosen children.
+def lambda_returns(values: PathValues, outcome: Outcome, decay: float) -> Array:
+  """TD(lambda) targets of the chosen children: what is still to come.
 
-    G_t = (1 - decay) V(s_{t+1}) + decay G_{t+1};  G = R at the last token
+    G_t = r_t + (1 - decay) V(s_{t+1}) + decay G_{t+1}
 
-  Within a slate nothing is discounted.
+  with r_t the part of the slot that token t completes, else 0, and the
+  outcome's bootstrap behind the last token. Within a slate nothing is
+  discounted.
 
   Args:
     values: along the paths.
-    reward: f32[B, G].
-    decay: lambda; 1 is the reward itself, 0 the next state's value.
+    outcome: of the same slates.
+    decay: lambda; 1 is the reward still to come, 0 looks one token ahead.
 
   Returns:
     f32[B, G, T], no gradient.
   """
 
   def back(after, xs):
-    mean, real = xs
-    here = (1 - decay) * mean + decay * after
-    return jnp.where(real, here, after), after
+    mean, real, reward = xs
+    out = reward + after
+    here = (1 - decay) * mean + decay * out
+    return jnp.where(real, here, after), out
 
   last = lambda x: jnp.moveaxis(x, -1, 0)
-  xs = last(values.mean), last(values.real)
-  _, out = jax.lax.scan(back, reward, xs, reverse=True)
+  rewards = credit.on_tokens(outcome.per_item, values.mean.shape[-1])
+  xs = last(values.mean), last(values.real), last(rewards)
+  _, out = jax.lax.scan(back, outcome.bootstrap, xs, reverse=True)
   return jax.lax.stop_gradient(jnp.moveaxis(out, 0, -1))
 
 
-def advantages(values: PathValues, reward: Array, decay: float) -> Array:
+def advantages(values: PathValues, outcome: Outcome, decay: float) -> Array:
   """Generalised advantage estimates of the tokens (Schulman et al. 2016).
 
-    A_t = sum_{i >= t} decay^(i - t) [V(s_{i+1}) - V(s_i)] = G_t - V(s_t)
+    A_t = sum_{i >= t} decay^(i - t) [r_i + V(s_{i+1}) - V(s_i)] = G_t - V(s_t)
 
-  with V = R behind the last token: within a slate nothing is discounted.
+  with V = the bootstrap behind the last token: within a slate nothing is
+  discounted.
 
   Args:
     values: along the paths.
-    reward: f32[B, G].
+    outcome: of the same slates.
     decay: lambda.
 
   Returns:
     f32[B, G, T], 0 at padding, no gradient.
   """
-  out = lambda_returns(values, reward, decay) - values.mean
+  out = lambda_returns(values, outcome, decay) - values.mean
   return jax.lax.stop_gradient(jnp.where(values.real, out, 0))
 
 
 def temporal_difference(
-  values: PathValues, reward: Array, decay: float
+  values: PathValues, outcome: Outcome, decay: float
 ) -> Loss:
   """(Q(s, a) - sg G)^2, the mean over rollouts of the sum over tokens."""
-  target = lambda_returns(values, reward, decay)
+  target = lambda_returns(values, outcome, decay)
   square = jnp.where(values.real, (values.chosen - target) ** 2, 0)
-  G = reward.shape[1]
+  G = outcome.reward.shape[1]
   return Loss(square.sum() / G, values.real.sum() / G)

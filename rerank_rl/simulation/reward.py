@@ -120,7 +120,9 @@ def _better(reward: Reward, impression: Impression, slate: Array) -> Outcome:
 
 
 def _success(good: Array, slate: Array) -> Outcome:
-  """1 or 0 for bool[B, G]; each slot has an equal part in it."""
+  """1 or 0 for bool[B, G]; the last item settles it."""
   reward = good.astype(jnp.float32)
-  share = jnp.broadcast_to(reward[..., None] / slate.shape[2], slate.shape)
-  return Outcome(reward, share, jnp.zeros_like(reward))
+  filled = slate != PAD
+  left = jnp.cumsum(filled[..., ::-1], -1)[..., ::-1]
+  per_item = jnp.where(filled & (left == 1), reward[..., None], 0)
+  return Outcome(reward, per_item, jnp.zeros_like(reward))

@@ -45,12 +45,29 @@ def test_all_slates_sum_to_one(head):
   np.testing.assert_allclose(total, 1.0, atol=1e-5)
 
 
+def _probabilities(policy, params):
+  """Of each of request 0's slates, f64[60]."""
+  slates = np.broadcast_to(toys.every_slate(), (4, 60, 3))
+  logp = _scores(policy, params, slates).logp
+  return np.exp(np.asarray(logp, np.float64).sum(-1))[0]
+
+
+def _chi_square(drawn, expected):
+  """p of slates i32[n, 3] under probabilities f64[60]."""
+  code = lambda s: s @ np.array([25, 5, 1])
+  counts = np.array(
+    [(code(drawn) == c).sum() for c in code(toys.every_slate())]
+  )
+  assert counts.sum() == len(drawn)
+  keep = expected * len(drawn) >= 5
+  observed = np.append(counts[keep], counts[~keep].sum())
+  wanted = np.append(expected[keep], expected[~keep].sum()) * len(drawn)
+  return stats.chisquare(observed, wanted * observed.sum() / wanted.sum())[1]
+
+
 @pytest.mark.parametrize("head", toys.HEADS)
 def test_samples_follow_the_probabilities(head):
   policy, params = toys.policy(head, sharpness=1.3)
-  slates = toys.every_slate()
-  logp = _scores(policy, params, np.broadcast_to(slates, (4, 60, 3))).logp
-  expected = np.exp(np.asarray(logp, np.float64).sum(-1))[0]
 
   @jax.jit
   def draw(key):
@@ -58,14 +75,36 @@ def test_samples_follow_the_probabilities(head):
     return sample.chains(policy, params, game, key, 2000).slate[0]
 
   drawn = np.concatenate([draw(jax.random.key(i)) for i in range(3)])
-  code = lambda s: s @ np.array([25, 5, 1])
-  counts = np.array([(code(drawn) == c).sum() for c in code(slates)])
-  assert counts.sum() == len(drawn)
-  keep = expected * len(drawn) >= 5
-  observed = np.append(counts[keep], counts[~keep].sum())
-  wanted = np.append(expected[keep], expected[~keep].sum()) * len(drawn)
-  _, p = stats.chisquare(observed, wanted * observed.sum() / wanted.sum())
-  assert p > 1e-3
+  assert _chi_square(drawn, _probabilities(policy, params)) > 1e-3
+
+
+def test_stratified_samples_follow_and_share_out_the_probabilities():
+  policy, params = toys.policy("global", sharpness=1.3)
+  group = 16
+
+  @jax.jit
+  def draw(keys):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    many = lambda k: sample.stratified(policy, params, game, k, group).slate[0]
+    return jax.lax.map(many, keys)
+
+  slates = np.asarray(draw(jax.random.split(jax.random.key(0), 3000)))
+  expected = _probabilities(policy, params)
+  # Any one leaf is a sample of the policy.
+  for leaf in (0, 7):
+    assert _chi_square(slates[:, leaf], expected) > 1e-3
+  # A first item, and two, have their share of the leaves to less than one.
+  every = toys.every_slate()
+  for depth in (1, 2):
+    for start in np.unique(every[:, :depth], axis=0):
+      share = expected[(every[:, :depth] == start).all(-1)].sum() * group
+      count = (slates[..., :depth] == start).all(-1).sum(1)
+      assert (np.abs(count - share) < 1.01).mean() > 0.98
+  # By chance some would often be further off.
+  shares = np.array([expected[every[:, 0] == i].sum() for i in range(5)])
+  doubtful = shares[np.abs(shares - 0.5).argmin()]
+  chance = np.random.default_rng(0).binomial(group, doubtful, 3000)
+  assert (np.abs(chance - group * doubtful) > 1.01).mean() > 0.2
 
 
 @pytest.mark.parametrize("head", toys.HEADS)

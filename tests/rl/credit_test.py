@@ -101,18 +101,63 @@ def test_mean_reward_is_over_the_rollouts_through_an_edge():
       np.testing.assert_allclose(got[b, e], wanted, atol=1e-5)
 
 
-def test_critic_sums_what_each_rollout_says_of_an_edge():
-  made = _grown("merged")
-  said = np.random.default_rng(0).normal(size=made.path.shape)
-  outcome = toys.outcome(made).replace(advantage=said.astype(np.float32))
-  given = credit.critic(made, outcome)
+def _assert_on_edges(given, made, each):
+  """Advantages f[B, G, T] of rollouts' tokens, by the definition of Credit."""
   G = made.path.shape[1]
   for b in range(made.token.shape[0]):
     for e in range(made.token.shape[1]):
-      own = said[b][np.asarray(made.path[b]) == e]
+      own = each[b][np.asarray(made.path[b]) == e]
       good, bad = own[own > 0].sum() / G, own[own < 0].sum() / G
       np.testing.assert_allclose(given.positive[b, e], good, atol=1e-5)
       np.testing.assert_allclose(given.negative[b, e], bad, atol=1e-5)
+
+
+def _held_against_the_group(made, each):
+  """each - its mean over the rollouts that have a token there, by loops."""
+  out, real = np.zeros(each.shape), np.asarray(made.path) != PAD
+  for b in range(each.shape[0]):
+    for t in range(each.shape[2]):
+      own = real[b, :, t]
+      if own.any():
+        out[b, own, t] = each[b, own, t] - each[b, own, t].mean()
+  return out
+
+
+@pytest.mark.parametrize("kind", ("merged", "fixed_tree"))
+def test_critic_equals_its_definition(kind):
+  made = _grown(kind)
+  said = np.random.default_rng(0).normal(size=made.path.shape)
+  outcome = toys.outcome(made).replace(advantage=said.astype(np.float32))
+  given = credit.critic(made, outcome)
+  _assert_on_edges(given, made, _held_against_the_group(made, said))
+
+
+@pytest.mark.parametrize("kind", ("merged", "fixed_tree"))
+def test_reward_to_go_equals_its_definition(kind):
+  made = _grown(kind)
+  outcome = toys.outcome(made)
+  B, G, K = made.slate.shape
+  per_item = np.random.default_rng(0).normal(size=(B, G, K)).astype(np.float32)
+  per_item[np.asarray(made.slate) == PAD] = 0
+  outcome = outcome.replace(
+    reward=per_item.sum(-1), per_item=per_item, bootstrap=np.full((B, G), 0.5)
+  )
+  L = made.path.shape[2] // K
+  ahead = [per_item[..., t // L :].sum(-1) + 0.5 for t in range(K * L)]
+  wanted = _held_against_the_group(made, np.stack(ahead, -1))
+  _assert_on_edges(credit.to_go(made, outcome), made, wanted)
+
+
+def test_reward_to_go_is_the_reward_where_the_last_item_settles_it():
+  made = _grown("merged")
+  outcome = toys.outcome(made)
+  filled = np.asarray(made.slate) != PAD
+  last = filled & (np.cumsum(filled[..., ::-1], -1)[..., ::-1] == 1)
+  per_item = np.where(last, np.asarray(outcome.reward)[..., None], 0)
+  one = credit.to_go(made, outcome.replace(per_item=per_item))
+  two = credit.centred(made, outcome)
+  np.testing.assert_allclose(one.positive, two.positive, atol=1e-5)
+  np.testing.assert_allclose(one.negative, two.negative, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", (credit.group, credit.centred))

@@ -10,7 +10,7 @@ import optax
 from rerank_rl.decoding import sample
 from rerank_rl.models.critic import Critic
 from rerank_rl.rl import learner, values
-from rerank_rl.types import PAD
+from rerank_rl.types import PAD, Outcome
 from tests import toys
 
 L, K = toys.SIZES.levels, toys.SIZES.slots
@@ -47,33 +47,46 @@ def _along(critic, params, game, slate):
   return values.along(policy, params, value, game, slate)
 
 
+def _outcome(per_item, bootstrap=0.0):
+  per_item = jnp.asarray(per_item)
+  reward = per_item.sum(-1)
+  return Outcome(reward, per_item, jnp.full_like(reward, bootstrap))
+
+
 def test_returns_by_hand():
   mean = jnp.array([[[9.0, 1.0, 2.0, 7.0]]])
   real = jnp.array([[[True, True, True, False]]])
   read = values.PathValues(0 * mean, mean, real)
-  reward = jnp.array([[4.0]])
-  got = values.lambda_returns(read, reward, 0.5)
-  # The last real token is worth the reward; padding does not count.
-  np.testing.assert_allclose(got[0, 0, :3], [2.0, 3.0, 4.0])
-  np.testing.assert_allclose(values.lambda_returns(read, reward, 1.0), 4.0)
-  none = values.lambda_returns(read, reward, 0.0)
-  np.testing.assert_allclose(none[0, 0, :3], [1.0, 2.0, 4.0])
+  outcome = _outcome([[[1.0, 0.0, 3.0, 0.0]]])
+  got = values.lambda_returns(read, outcome, 0.5)
+  # The last real token is worth its own part; padding does not count.
+  np.testing.assert_allclose(got[0, 0, :3], [2.75, 2.5, 3.0])
+  whole = values.lambda_returns(read, outcome, 1.0)
+  np.testing.assert_allclose(whole[0, 0, :3], [4.0, 3.0, 3.0])
+  none = values.lambda_returns(read, outcome, 0.0)
+  np.testing.assert_allclose(none[0, 0, :3], [2.0, 2.0, 3.0])
+  after = _outcome([[[1.0, 0.0, 3.0, 0.0]]], bootstrap=0.5)
+  more = values.lambda_returns(read, after, 1.0)
+  np.testing.assert_allclose(more, whole + 0.5)
 
 
 def test_advantages_are_sums_of_differences():
   """Generalised advantages by their definition, not by their recursion."""
   rng = np.random.default_rng(0)
-  mean, reward = rng.normal(size=(2, 3, 5)), rng.normal(size=(2, 3))
-  real = np.ones((2, 3, 5), bool)
-  real[1, 2, 3:] = False
+  mean, per_item = rng.normal(size=(2, 3, 6)), rng.normal(size=(2, 3, 3))
+  real = np.ones((2, 3, 6), bool)
+  real[1, 2, 4:], per_item[1, 2, 2:] = False, 0
+  outcome = _outcome(per_item, bootstrap=0.7)
   for decay in (0.0, 0.6, 1.0):
     read = values.PathValues(0 * mean, jnp.asarray(mean), jnp.asarray(real))
-    got = values.advantages(read, jnp.asarray(reward), decay)
+    got = values.advantages(read, outcome, decay)
     for b, g in np.ndindex(2, 3):
       length = int(real[b, g].sum())
-      along = [*mean[b, g, :length], reward[b, g]]
-      steps = np.diff(along)
-      for t in range(5):
+      reward = np.zeros(6)
+      reward[1::2] = per_item[b, g]
+      along = [*mean[b, g, :length], 0.7]
+      steps = reward[:length] + np.diff(along)
+      for t in range(6):
         wanted = sum(decay**i * s for i, s in enumerate(steps[t:]))
         np.testing.assert_allclose(got[b, g, t], wanted, atol=1e-5)
 
@@ -146,12 +159,13 @@ def test_temporal_differences_learn_the_reward():
   policy, params, game, tree = _play(64)
   made, critic = _critic()
   reward = jnp.sin(tree.slate @ jnp.array([0.9, 0.4, 0.2]))
+  outcome = _outcome(jnp.zeros(tree.slate.shape).at[..., -1].set(reward))
   tx = optax.adam(1e-2)
 
   def loss(critic):
     value = functools.partial(made.apply, {"params": critic})
     read = values.along(policy, params, value, game, tree.slate)
-    out = values.temporal_difference(read, reward, 0.9)
+    out = values.temporal_difference(read, outcome, 0.9)
     return out.total / out.denominator, read
 
   @jax.jit

@@ -82,6 +82,29 @@ def test_better_than_logged_compares_with_what_was_shown():
   )
 
 
+def test_a_slots_part_is_settled_by_the_slots_up_to_it():
+  world, impression = _world_impression(6)
+  rng = np.random.default_rng(0)
+  N, K = impression.request.candidates.shape[1], impression.slate.shape[1]
+  draw = lambda: np.stack([rng.permutation(N)[:K] for _ in range(6)])
+  one, two = draw()[:, None], draw()[:, None]
+  for function in (reward.world_reward(world), reward.good_reward(world)):
+    whole = function(impression, one).per_item
+    for k in range(1, K):
+      kept, swap = one[..., :k], two
+      # Later slots: items that the first k do not hold, in another order.
+      rest = [
+        [i for i in swap[b, 0] if i not in kept[b, 0]][: K - k]
+        + [i for i in range(N) if i not in {*swap[b, 0], *kept[b, 0]}]
+        for b in range(6)
+      ]
+      rest = np.array([r[: K - k] for r in rest])[:, None]
+      other = np.concatenate([kept, rest], -1)
+      np.testing.assert_allclose(
+        function(impression, other).per_item[..., :k], whole[..., :k], atol=1e-6
+      )
+
+
 def test_rewards_are_pytrees_that_jit_takes_as_arguments():
   one = jax.tree_util.Partial(reward.label_reward)
   value = jax.jit(lambda f, x, s: f(x, s).reward)

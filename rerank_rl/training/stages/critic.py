@@ -14,10 +14,11 @@ from rerank_rl.decoding import sample
 from rerank_rl.models.critic import Critic, value_of
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import values
+from rerank_rl.simulation.reward import Reward
 from rerank_rl.training import fitting
 from rerank_rl.training import state as states
 from rerank_rl.training.checkpoint import load_artifact
-from rerank_rl.training.setting import CHUNK, Setting, by_chunks, ready
+from rerank_rl.training.setting import CHUNK, Setting, by_chunks, ready, valuer
 from rerank_rl.training.stages import rl
 
 STAGE = "critic"
@@ -30,13 +31,13 @@ def check(config: Config) -> None:
 
 
 def _rollouts(policy, config, params, catalogue, reward, batch, key):
-  """(game, tree, rewards f32[B, G]) of the policy that is being valued."""
+  """(game, tree, Outcome) of the policy that is being valued."""
   game = sample.prepare(policy, params, catalogue, batch.request)
   tree = sample.chains(
     policy, params, game, key, config.group, config.temperature
   )
   tree = jax.lax.stop_gradient(tree)
-  return game, tree, reward(batch, tree.slate).reward
+  return game, tree, reward(batch, tree.slate)
 
 
 def make_step(
@@ -48,14 +49,14 @@ def make_step(
   """
 
   def step(catalogue, reward, params, state, batch, key):
-    game, tree, worth = _rollouts(
+    game, tree, outcome = _rollouts(
       policy, config, params, catalogue, reward, batch, key
     )
 
     def objective(critic):
       value = value_of(policy, critic)
       read = values.along(policy, params, value, game, tree.slate)
-      return values.temporal_difference(read, worth, config.decay)
+      return values.temporal_difference(read, outcome, config.decay)
 
     return states.step_on(state, objective, tx, decay)
 
@@ -65,12 +66,13 @@ def make_step(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _errors(policy, config, catalogue, reward, params, critic, batch, key):
   """Squared errors by depth f32[B, T] of the values of what was sampled."""
-  game, tree, worth = _rollouts(
+  game, tree, outcome = _rollouts(
     policy, config, params, catalogue, reward, batch, key
   )
   value = value_of(policy, critic)
   read = values.along(policy, params, value, game, tree.slate)
-  square = jnp.where(read.real, (read.chosen - worth[..., None]) ** 2, 0)
+  to_come = values.lambda_returns(read, outcome, 1.0)
+  square = jnp.where(read.real, (read.chosen - to_come) ** 2, 0)
   return square.mean(1)
 
 
@@ -139,26 +141,24 @@ def _fit(setting: Setting) -> None:
   fitting.fit(setting, STAGE, state, step, batches, train, watch)
 
 
-def _init(setting: Setting, params: Any, reward) -> Any:
-  """Fresh parameters of the critic, about right on average."""
-  config, policy = setting.config.critic, setting.policy
-  train = setting.dataset.splits["train"]
-  example = jax.tree.map(lambda x: jnp.asarray(x[:CHUNK]), train)
-  own, drawn = jax.random.split(setting.key("critic/init"))
+def _init(setting: Setting, params: Any, reward: Reward) -> Any:
+  """Fresh parameters of the critic: all slates are worth what logged ones are.
+
+  Args:
+    setting: after `sft`.
+    params: the SFT policy's.
+    reward: what values foretell.
+  """
+  policy = setting.policy
+  some = jax.tree.map(lambda x: x[:CHUNK], setting.dataset.splits["train"])
+  typical = float(valuer(reward)(some, some.slate).mean())
+  critic = Critic(policy.levels, policy.slots, typical)
 
   @jax.jit
-  def typical(params):
-    return _rollouts(
-      policy, config, params, setting.catalogue, reward, example, drawn
-    )[2].mean()
-
-  critic = Critic(policy.levels, policy.slots, float(typical(params)))
-
-  @jax.jit
-  def init(key, params):
-    few = jax.tree.map(lambda x: x[:2], example.request)
-    game = sample.prepare(policy, params, setting.catalogue, few)
-    slot = jnp.zeros((2, 1), jnp.int32)
+  def init(key, params, request):
+    game = sample.prepare(policy, params, setting.catalogue, request)
+    slot = jnp.zeros((len(request.size), 1), jnp.int32)
     return critic.init(key, game.prompt, game.prompt.root[:, None], 0, slot)
 
-  return init(own, params)["params"]
+  few = jax.tree.map(lambda x: jnp.asarray(x[:2]), some.request)
+  return init(setting.key("critic/init"), params, few)["params"]

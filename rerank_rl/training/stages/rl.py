@@ -35,6 +35,11 @@ def _chains(policy, params, critic, game, key, config):
   )
 
 
+def _stratified(policy, params, critic, game, key, config):
+  del critic
+  return trees.merge(sample.stratified(policy, params, game, key, config.group))
+
+
 def _beam(policy, params, critic, game, key, config):
   del critic, key
   return beam.beam(policy, params, game, config.group)
@@ -55,6 +60,7 @@ def _value_guided(policy, params, critic, game, key, config):
 
 EXPLORE = {
   "chains": _chains,
+  "stratified": _stratified,
   "beam": _beam,
   "fixed_tree": _fixed_tree,
   "value_guided": _value_guided,
@@ -64,6 +70,7 @@ CREDIT = {
   "critic": credit.critic,
   "group": credit.group,
   "sibling": credit.sibling,
+  "to_go": credit.to_go,
 }
 OBJECTIVE = {
   "clipped": objectives.clipped,
@@ -85,6 +92,15 @@ LEGAL = {
   ("chains", "centred", "uniform_q"),
   ("chains", "sibling", "clipped"),
   ("chains", "sibling", "reinforce"),
+  ("chains", "to_go", "clipped"),
+  ("chains", "to_go", "reinforce"),
+  # Each leaf is a sample of the policy; their mean hardly depends on one.
+  ("stratified", "centred", "clipped"),
+  ("stratified", "centred", "reinforce"),
+  ("stratified", "group", "clipped"),
+  ("stratified", "group", "reinforce"),
+  ("stratified", "to_go", "clipped"),
+  ("stratified", "to_go", "reinforce"),
   ("chains", "critic", "clipped"),
   ("chains", "critic", "reinforce"),
   # Siblings, however found, are compared with each other alone.
@@ -216,7 +232,7 @@ def step(method, catalogue, reward, reference, state, batch, key):
   outcome = reward(batch, tree.slate)
   if critic is not None:
     read = _read(policy, params, critic, game, tree)
-    found = values.advantages(read, outcome.reward, method.trace)
+    found = values.advantages(read, outcome, method.trace)
     outcome = outcome.replace(advantage=found)
   given = credit.blend(
     *(CREDIT[name](tree, outcome) for name in credits_of(config))
@@ -239,9 +255,7 @@ def step(method, catalogue, reward, reference, state, batch, key):
     total = main.total + config.kl * far.total - config.entropy * wide.total
     if critic is not None:  # Of the policy that rolled out, which it values.
       read = _read(policy, params, learnt["critic"], game, tree)
-      total += values.temporal_difference(
-        read, outcome.reward, method.trace
-      ).total
+      total += values.temporal_difference(read, outcome, method.trace).total
     return total / jnp.maximum(main.denominator, 1e-6), (scores, main)
 
   grad = jax.grad(loss, has_aux=True)
