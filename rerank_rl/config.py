@@ -177,10 +177,7 @@ class CriticConfig:
   """The multi-level critic: TD(decay) on rollouts of the policy it values."""
 
   decay: float = _within(0.9, 0, 1)
-  group: int = _within(8, 1)
-  # Of its rollouts: a policy that knows its mind tries too little to tell
-  # what the other children are worth.
-  temperature: float = _within(3.0, _TINY)
+  group: int = _within(8, 1)  # Rollouts a request.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +213,7 @@ class Config:
   distill_train: TrainConfig = TrainConfig(steps=400, eval_every=200)
   critic: CriticConfig = CriticConfig()
   critic_train: TrainConfig = TrainConfig(
-    steps=200, batch_size=32, learning_rate=4e-3
+    steps=500, batch_size=32, learning_rate=4e-3, eval_every=250
   )
   rl: RLConfig = RLConfig()
   # A short average: one of 100 steps would lag behind a run of 200.

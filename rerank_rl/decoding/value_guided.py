@@ -66,7 +66,7 @@ def value_guided(
   budget: int,
   entropy: float = 0.1,
   explore: float = 1.0,
-  trust: float = 0.03,
+  trust: float = 0.01,
   rules: Sequence[legality.Rule] = (),
   leaves: int | None = None,
 ) -> TokenTree:

@@ -11,7 +11,7 @@ from rerank_rl.decoding import sample
 from rerank_rl.models.critic import Critic
 from rerank_rl.training import state as states
 from rerank_rl.training.stages import rl
-from rerank_rl.types import Impression, Outcome
+from rerank_rl.types import PAD, Impression, Outcome
 from tests import toys
 
 TRAIN = TrainConfig(
@@ -32,11 +32,19 @@ def _batch():
 def _equal(impression, slate):
   """Every slate is worth 1: nothing to learn but that."""
   reward = jnp.ones(slate.shape[:2])
-  return Outcome(reward, jnp.zeros(slate.shape), 0 * reward)
+  share = jnp.full(slate.shape, 1 / slate.shape[2])
+  return Outcome(reward, share, 0 * reward)
+
+
+def _different(impression, slate):
+  """Each item has a worth of its own."""
+  per_item = jnp.where(slate == PAD, 0, jnp.sin(3.0 * slate))
+  reward = per_item.sum(-1)
+  return Outcome(reward, per_item, 0 * reward)
 
 
 @functools.cache
-def _stepped(explore, credit):
+def _stepped(explore, credit, reward):
   """(state before, after, metrics) of one step."""
   policy, params = toys.policy("global", layers=1)
   critic = Critic(policy.levels, policy.slots)
@@ -55,7 +63,7 @@ def _stepped(explore, credit):
   method = rl.Method(policy, config, TX, TRAIN.ema, 0.9)
   step = jax.jit(functools.partial(rl.step, method), static_argnums=1)
   key = jax.random.key(2)
-  after, metrics = step(toys.catalogue(), _equal, params, state, _batch(), key)
+  after, metrics = step(toys.catalogue(), reward, params, state, _batch(), key)
   return state, after, metrics
 
 
@@ -68,7 +76,7 @@ def _moved(one, two, part):
 
 def test_a_critic_learns_and_leaves_the_policy_alone():
   """Without differences between slates, the critic's loss is all there is."""
-  before, after, metrics = _stepped("value_guided", "group+sibling")
+  before, after, metrics = _stepped("value_guided", "group+sibling", _equal)
   assert _moved(before, after, "critic") > 1e-3
   assert _moved(before, after, "policy") == 0
   dead, requests = metrics["zero_variance_groups"]
@@ -79,6 +87,6 @@ def test_a_critic_learns_and_leaves_the_policy_alone():
 
 
 def test_the_critics_advantages_move_the_policy():
-  before, after, metrics = _stepped("chains", "critic")
+  before, after, metrics = _stepped("chains", "critic", _different)
   assert _moved(before, after, "policy") > 1e-3
   assert metrics["zero_variance_groups"][0] < 4

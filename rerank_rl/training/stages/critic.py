@@ -33,9 +33,7 @@ def check(config: Config) -> None:
 def _rollouts(policy, config, params, catalogue, reward, batch, key):
   """(game, tree, Outcome) of the policy that is being valued."""
   game = sample.prepare(policy, params, catalogue, batch.request)
-  tree = sample.chains(
-    policy, params, game, key, config.group, config.temperature
-  )
+  tree = sample.chains(policy, params, game, key, config.group)
   tree = jax.lax.stop_gradient(tree)
   return game, tree, reward(batch, tree.slate)
 
