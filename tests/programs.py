@@ -34,15 +34,17 @@ def start(module, *argv, devices=1, cache=None) -> subprocess.Popen:
   )
 
 
-def finish(*runs) -> None:
-  """Waits until all have ended with status 0."""
+def finish(*runs) -> list[str]:
+  """What they said, once all have ended with status 0."""
+  texts = []
   try:
     for run in runs:
-      text, _ = run.communicate(timeout=900)
-      assert run.returncode == 0, text[-3000:]
+      texts.append(run.communicate(timeout=900)[0])
+      assert run.returncode == 0, texts[-1][-3000:]
   finally:
     for run in runs:
       run.kill()
+  return texts
 
 
 def free_port() -> int:

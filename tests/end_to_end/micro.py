@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import sys
 
+from absl import logging
 import jax
 
 from configs import common
@@ -42,23 +43,37 @@ TINY = {
 }
 
 
+KINDS = {
+  "whole": TINY,
+  # The two stages that learn a policy, in 64 bits.
+  "parity": common.ORACLE | TINY | {"policy.dtype": "float64"},
+  # Mining, in many shards.
+  "mine": TINY
+  | {
+    "protocol": "recovery",  # Asks for no other evaluator.
+    "stages": ("tokenizer", "lookahead", "mine"),
+    "mine.requests": 1000,
+    "mine.shards": 25,
+    "mine.width": 4,
+  },
+}
+
+
 def config(kind: str):
-  """A run: "whole" has all stages; "parity" the two that learn, in 64 bits."""
-  changes = dict(TINY)
-  if kind == "parity":
-    changes = common.ORACLE | TINY | {"policy.dtype": "float64"}
-  return config_lib.freeze(common.build(changes).to_dict())
+  """A run of `KINDS`."""
+  return config_lib.freeze(common.build(KINDS[kind]).to_dict())
 
 
 def main(argv: list[str]) -> None:
   """Runs the stages; "whole" also writes the report."""
   root, kind, *cluster = argv
+  logging.set_verbosity(logging.INFO)
   if cluster:
     port, processes, process = map(int, cluster)
     mesh.initialize_distributed(f"localhost:{port}", processes, process)
   jax.config.update("jax_enable_x64", kind == "parity")
   made = config(kind)
-  if kind == "parity":
+  if kind != "whole":
     pipeline.learn(pipeline.begin(made, pathlib.Path(root)))
     return
   pipeline.run(
