@@ -15,8 +15,10 @@ from rerank_rl.evaluation import report
 from tests import programs
 
 
-def _start(root, cache):
-  return programs.start("tests.end_to_end.micro", root, "whole", cache=cache)
+def _start(root, cache, *cluster):
+  return programs.start(
+    "tests.end_to_end.micro", root, "whole", *cluster, cache=cache
+  )
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,27 @@ def test_killed_anywhere_the_run_ends_the_same(undisturbed):
       run.communicate()
   programs.finish(_start(root, folder / "cache"))
   _same(folder / "calm", root)
+
+
+def test_two_processes_do_the_whole_job(undisturbed):
+  folder, _ = undisturbed
+  root, port = folder / "two", programs.free_port()
+  cache = folder / "cache"
+  programs.finish(*(_start(root, cache, port, 2, p) for p in range(2)))
+  one, two = (
+    {
+      row["system"]: row["metrics"]
+      for row in json.loads((at / "report.json").read_text())["rows"]
+    }
+    for at in (folder / "calm", root)
+  )
+  assert one.keys() == two.keys()
+  # What hangs on no fit is the same; the fits see sums in another order.
+  for system in ("ranker_order", "popularity", "bayes_list", "optimum"):
+    truth = [rows[system]["true_utility"] for rows in (one, two)]
+    np.testing.assert_allclose(*truth, rtol=1e-5)
+    judged = [rows[system]["evaluator_a"] for rows in (one, two)]
+    np.testing.assert_allclose(*judged, rtol=0.02)
 
 
 def test_a_finished_run_does_no_work_again(undisturbed):
