@@ -100,12 +100,11 @@ def test_two_processes_do_the_whole_job(undisturbed):
     for at in (folder / "calm", root)
   )
   assert one.keys() == two.keys()
-  # What hangs on no fit is the same; the fits see sums in another order.
-  for system in ("ranker_order", "popularity", "bayes_list", "optimum"):
-    truth = [rows[system]["true_utility"] for rows in (one, two)]
-    np.testing.assert_allclose(*truth, rtol=1e-5)
-    judged = [rows[system]["evaluator_a"] for rows in (one, two)]
-    np.testing.assert_allclose(*judged, rtol=0.02)
+  for system, metrics in one.items():
+    for metric in ("true_utility", "evaluator_a", "evaluator_b"):
+      np.testing.assert_allclose(
+        metrics[metric], two[system][metric], rtol=1e-3
+      )
 
 
 def test_a_finished_run_does_no_work_again(undisturbed):
