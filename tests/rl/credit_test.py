@@ -1,11 +1,12 @@
 """Credit against its definition, edge by edge."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rerank_rl.decoding import fixed_tree, sample, tree
-from rerank_rl.rl import credit
+from rerank_rl.rl import credit, learner
 from rerank_rl.types import PAD
 from tests import toys
 
@@ -174,6 +175,34 @@ def test_leaves_that_were_not_found_count_for_nothing(kind):
   np.testing.assert_allclose(one.negative, 2 * two.negative, atol=1e-6)
   assert np.abs(one.positive).max() > 0.01
   assert (np.asarray(two.leaf)[:, made.path.shape[1] :] == 0).all()
+
+
+def test_stratified_samples_credit_slates_as_the_gradient_does():
+  """E sum_g A_g 1[slate g] / G against p(slate) (R - mean R), enumerated."""
+  policy, params = toys.policy("global", sharpness=0.7)
+  slates, group = toys.every_slate(), 16
+
+  @jax.jit
+  def run(keys):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    every = np.broadcast_to(slates, (4, *slates.shape))
+    logp = learner.score_slates(policy, params, game, every).logp.sum(-1)[0]
+
+    def once(key):
+      made = sample.stratified(policy, params, game, key, group)
+      leaf = credit.centred(made, toys.outcome(made)).leaf[0]
+      same = (made.slate[0][:, None] == slates[None]).all(-1)
+      return (leaf[:, None] * same).mean(0)
+
+    return jnp.exp(logp), jax.lax.map(once, keys).mean(0)
+
+  p, found = run(jax.random.split(jax.random.key(0), 4000))
+  reward = np.sin(slates @ np.array([5.0, 3.0, 1.0]))
+  wanted = p * (reward - (p * reward).sum())
+  slope = float(found @ wanted / (wanted @ wanted))
+  # Independent samples would have 1 - 1 / G.
+  assert 1 - 1.5 / group < slope < 1 + 0.5 / group
+  assert float(jnp.corrcoef(found, wanted)[0, 1]) > 0.99
 
 
 def test_blend_is_a_sum():
