@@ -1,5 +1,6 @@
 """Programs that tests start: on how many devices, and that they end well."""
 
+from concurrent import futures
 import os
 import pathlib
 import socket
@@ -36,11 +37,12 @@ def start(module, *argv, devices=1, cache=None) -> subprocess.Popen:
 
 def finish(*runs) -> list[str]:
   """What they said, once all have ended with status 0."""
-  texts = []
   try:
-    for run in runs:
-      texts.append(run.communicate(timeout=900)[0])
-      assert run.returncode == 0, texts[-1][-3000:]
+    # All at once: whoever is not read stops at a full pipe.
+    with futures.ThreadPoolExecutor(len(runs)) as pool:
+      texts = list(pool.map(lambda run: run.communicate(timeout=900)[0], runs))
+    for run, text in zip(runs, texts, strict=True):
+      assert run.returncode == 0, text[-3000:]
   finally:
     for run in runs:
       run.kill()

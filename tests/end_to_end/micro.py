@@ -67,7 +67,8 @@ def config(kind: str):
 def main(argv: list[str]) -> None:
   """Runs the stages; "whole" also writes the report."""
   root, kind, *cluster = argv
-  logging.set_verbosity(logging.INFO)
+  if kind == "mine":  # Says what it has mined.
+    logging.set_verbosity(logging.INFO)
   if cluster:
     port, processes, process = map(int, cluster)
     mesh.initialize_distributed(f"localhost:{port}", processes, process)
