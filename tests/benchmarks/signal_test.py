@@ -32,7 +32,10 @@ def _reward(impression, slate):
 
 def _scaled(impression, slate):
   out = _reward(impression, slate)
-  return out.replace(reward=out.reward * impression.hidden)
+  reward = out.reward * impression.hidden
+  # Each slot has its share, so that what is to come tells slates apart.
+  per_item = jnp.broadcast_to(reward[..., None], slate.shape) / slate.shape[2]
+  return out.replace(reward=reward, per_item=per_item)
 
 
 def _few(monkeypatch, rollouts):
