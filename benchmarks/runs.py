@@ -9,7 +9,8 @@ from absl import flags
 import jax
 
 from rerank_rl import config as config_lib
-from rerank_rl.training import pipeline
+from rerank_rl.training import pipeline, session_pipeline
+from rerank_rl.training.session import SessionRun
 from rerank_rl.training.setting import Setting
 from rerank_rl.types import Impression
 
@@ -32,6 +33,24 @@ def learnt(*stages: str, world: bool = True) -> Setting:
   config = _config(_WORKDIR.value, world)
   config = dataclasses.replace(config, stages=stages or config.stages)
   return pipeline.learn(pipeline.begin(config, _artifacts(_WORKDIR.value)))
+
+
+def sessions() -> SessionRun:
+  """A run of the world of trust after its stages.
+
+  Raises:
+    ConfigError: no such run.
+  """
+  config = _read(_WORKDIR.value)
+  if (config.protocol, config.data.name) != (
+    session_pipeline.PROTOCOL,
+    "trust",
+  ):
+    raise config_lib.ConfigError(
+      f"{_WORKDIR.value} is not a run of sessions in the world of trust."
+    )
+  begun = session_pipeline.begin(config, _artifacts(_WORKDIR.value))
+  return session_pipeline.learn(begun)
 
 
 def several(workdirs: Sequence[str]) -> Mapping[str, Setting]:
@@ -60,18 +79,27 @@ def several(workdirs: Sequence[str]) -> Mapping[str, Setting]:
   return out
 
 
-def _config(workdir: str | None, world: bool = True) -> config_lib.Config:
-  """A finished run's configuration."""
+def _read(workdir: str | None) -> config_lib.Config:
+  """A finished run's configuration.
+
+  Raises:
+    ConfigError: there is none.
+  """
   path = pathlib.Path(workdir or "") / "config.json"
   if not path.is_file():
     raise config_lib.ConfigError(
       f"{workdir} has no config.json; name a finished run."
     )
-  config = config_lib.freeze(json.loads(path.read_text(encoding="utf-8")))
+  return config_lib.freeze(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _config(workdir: str | None, world: bool = True) -> config_lib.Config:
+  """A finished run's configuration, of the world where that is asked."""
+  config = _read(workdir)
   if world and config.data.name != "world":
     raise config_lib.ConfigError(
-      f"{path} is of {config.data.name}, whose truth is not known; name a run "
-      "of the world."
+      f"{workdir} is of {config.data.name}, whose truth is not known; name a "
+      "run of the world."
     )
   return config
 

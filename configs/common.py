@@ -37,7 +37,6 @@ SMOKE = {
   "critic_train.steps": 12,
   "critic_train.warmup_steps": 5,
   "critic_train.eval_every": 12,
-  "rl.group": 8,
   "rl_train.steps": 12,
   "rl_train.warmup_steps": 5,
   "rl_train.batch_size": 16,
@@ -74,6 +73,19 @@ RECOVERY = {
   "protocol": "recovery",
   "demo.rule": "relevant_first",
   "rl.reward": "labels",
+  "rl_train.patience": 0,  # NDCG falls before it rises.
+}
+
+# Sessions in a world that is solved exactly: eight items, five states.
+TRUST = {
+  "data.name": "trust",
+  "world.num_train": 1000,
+  "world.num_valid": 500,
+  "world.num_test": 1000,
+  "tokenizer.levels": 2,
+  "tokenizer.codes": 4,
+  "policy.dim": 32,
+  "policy.layers": 1,
 }
 
 # DeGRe's lists against what was shown, from a policy that has cloned that.
@@ -95,6 +107,7 @@ SMALL_LOG = {
 VARIANTS = {
   "smoke": SMOKE,
   "oracle": ORACLE,
+  "trust": TRUST,
   "recovery": RECOVERY,
   "good": {"rl.reward": "good"},
   "preference": PREFERENCE,

@@ -48,7 +48,7 @@ class WorldConfig:
 class DataConfig:
   """Where impressions come from and which feedback training may see."""
 
-  # world | movielens_1m | kuairand_pure | imported | amazon_beauty
+  # world | movielens_1m | kuairand_pure | imported | amazon_beauty | trust
   name: str = "world"
   path: str = ""
   feedback: str = "logged"  # logged | shuffled | constant (training only)
@@ -85,7 +85,8 @@ class EvaluatorConfig:
 class PolicyConfig:
   """The prefix-LM that writes slates."""
 
-  head: str = "global"  # global | pointer | local_index
+  # global | pointer | local_index | hpn | hpn_expected
+  head: str = "global"
   dim: int = _within(64, 1)
   layers: int = _within(2, 1)
   heads: int = _within(2, 1)
@@ -190,13 +191,28 @@ class NextItemConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SessionConfig:
+  """Users who meet one slate after another (protocol session)."""
+
+  gamma: float = _within(0.9, 0, 1)  # Discount a slate.
+  decay: float = _within(0.5, 0, 1)  # Lambda, from slate to slate.
+  turns: int = _within(20, 1)  # Slates a user, in a rollout and in reports.
+  # Users of the synthetic world (docs/methods.md).
+  patience: float = _within(12.0, 1)
+  impatience: float = _within(2.0, 0)
+  weariness: float = _within(2.0, 0)
+  rest: float = _within(0.7, 0, 1)
+  cost: float = _within(0.1, 0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """A run."""
 
   name: str = "glorank_rl"  # What reports call the run's own system.
   sft_name: str = "glorank_sft"
   seed: int = _within(0, 0)
-  protocol: str = "value"  # value | recovery | oracle | next_item
+  protocol: str = "value"  # value | recovery | oracle | next_item | session
   stages: tuple[str, ...] = ("tokenizer", "evaluators", "sft", "rl")
   quick_compile: bool = False  # Slower programs, sooner: for runs of seconds.
   world: WorldConfig = WorldConfig()
@@ -205,6 +221,7 @@ class Config:
   evaluators: EvaluatorConfig = EvaluatorConfig()
   policy: PolicyConfig = PolicyConfig()
   next_item: NextItemConfig = NextItemConfig()
+  session: SessionConfig = SessionConfig()
   ranker: RankerConfig = RankerConfig()
   demo: DemoConfig = DemoConfig()
   sft: TrainConfig = TrainConfig(steps=400)

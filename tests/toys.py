@@ -12,7 +12,7 @@ from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.types import PAD, Catalogue, Outcome, Request
 
-HEADS = ("global", "pointer", "local_index")
+HEADS = ("global", "pointer", "local_index", "hpn", "hpn_expected")
 SIZES = Sizes(codes=3, levels=3, slots=3, history=4, candidates=5)
 
 

@@ -33,6 +33,9 @@ HEADLINE = (
   "ild",
   "cold_share",
   "cold_ndcg",
+  "discounted_reward",
+  "total_reward",
+  "slate_reward",
 )
 
 _MEANING = {
@@ -55,6 +58,9 @@ _MEANING = {
   "coverage": "distinct items shown / distinct candidates",
   "ild": "diversity in a slate: 1 - mean pairwise cosine of features",
   "groups": "distinct topics, genres or tags in a slate",
+  "discounted_reward": "a session's rewards, discounted a slate",
+  "total_reward": "a session's rewards, until the user leaves",
+  "slate_reward": "the mean reward of a session's slates",
   "requests": "requests judged",
   "cold_requests": "requests with a candidate unseen in training",
 }

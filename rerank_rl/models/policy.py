@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.config import ConfigError, PolicyConfig, check_choice
+from rerank_rl.models.hpn import ExpectedPolicy, HierarchicalPolicy
 from rerank_rl.models.prefix_lm import (
   LocalIndexTransformer,
   PointerTransformer,
@@ -59,6 +60,8 @@ HEADS = {
   "global": SlateTransformer,
   "pointer": PointerTransformer,
   "local_index": LocalIndexTransformer,
+  "hpn": HierarchicalPolicy,
+  "hpn_expected": ExpectedPolicy,
 }
 
 

@@ -151,6 +151,14 @@ def critic(tree: TokenTree, outcome: Outcome) -> Credit:
   return _on_edges(tree, centre(outcome.advantage, tree.path != PAD))
 
 
+def advantage(tree: TokenTree, outcome: Outcome) -> Credit:
+  """A critic's advantages of tokens as they are: A_t = Â_t.
+
+  Where a state is met once, there is no group to hold them against.
+  """
+  return _on_edges(tree, outcome.advantage)
+
+
 def sibling(tree: TokenTree, outcome: Outcome, epsilon: float = 1e-4) -> Credit:
   """Sibling-relative: an edge against the edges it competed with (V-STAR).
 

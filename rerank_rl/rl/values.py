@@ -122,6 +122,53 @@ def advantages(values: PathValues, outcome: Outcome, decay: float) -> Array:
   return jax.lax.stop_gradient(jnp.where(values.real, out, 0))
 
 
+def whole(value: Array, outcome: Outcome, values: PathValues) -> Array:
+  """One advantage for all tokens of a slate (A2C): r + bootstrap - V(s).
+
+  Args:
+    value: f32[B], V of the states before the slates.
+    outcome: of the slates.
+    values: along the paths, for their padding alone.
+
+  Returns:
+    f32[B, G, T], 0 at padding, no gradient.
+  """
+  gain = outcome.reward + outcome.bootstrap - value[:, None]
+  return jax.lax.stop_gradient(jnp.where(values.real, gain[..., None], 0))
+
+
+def across_slates(
+  reward: Array, left: Array, ahead: Array, gamma: float, decay: float
+) -> Array:
+  """What comes after each slate of a session: `Outcome.bootstrap`.
+
+    b_t = gamma (1 - left_t) [(1 - decay) V(s'_t) + decay (r_{t+1} + b_{t+1})]
+
+  with V(s') alone behind the last turn. Discounting acts here alone, on the
+  edge that ends a slate; after who has left comes nothing, whoever begins in
+  the next turn.
+
+  Args:
+    reward: f32[turns, B].
+    left: bool[turns, B].
+    ahead: f32[turns, B], V of each user's own state after the slate.
+    gamma: discount a slate.
+    decay: lambda from slate to slate; 0 is TD(0).
+
+  Returns:
+    f32[turns, B], no gradient.
+  """
+
+  def back(following, xs):
+    reward, left, ahead = xs
+    mixed = (1 - decay) * ahead + decay * following
+    here = jnp.where(left, 0, gamma * mixed)
+    return reward + here, here
+
+  _, out = jax.lax.scan(back, ahead[-1], (reward, left, ahead), reverse=True)
+  return jax.lax.stop_gradient(out)
+
+
 def temporal_difference(
   values: PathValues, outcome: Outcome, decay: float
 ) -> Loss:

@@ -6,7 +6,7 @@ import time
 from types import MappingProxyType
 from typing import Any
 
-from rerank_rl.config import Config, ConfigError
+from rerank_rl.config import Config
 from rerank_rl.data import load
 from rerank_rl.evaluation import next_item as metrics
 from rerank_rl.models import policy
@@ -35,12 +35,7 @@ def check(config: Config) -> None:
   Raises:
     ConfigError: unknown data, stages missing, numbers that cannot be run.
   """
-  pipeline.check_stages(config, STAGES)
-  if config.stages != tuple(STAGES):
-    raise ConfigError(
-      f"config.stages={config.stages}; the next item needs "
-      f"{' and '.join(STAGES)}."
-    )
+  pipeline.check_all(config, STAGES)
   load.check(config, load.SEQUENCES)
   policy.check(config.policy)
   states.check(config.sft, "config.sft")

@@ -66,6 +66,16 @@ def check_stages(config: Config, known: Mapping[str, Any]) -> None:
     )
 
 
+def check_all(config: Config, known: Mapping[str, Any]) -> None:
+  """Raises ConfigError: not just the stages that a task has, in their order."""
+  check_stages(config, known)
+  if config.stages != tuple(known):
+    raise ConfigError(
+      f"config.stages={config.stages}; the protocol {config.protocol!r} needs "
+      f"{' and '.join(known)}."
+    )
+
+
 def check(config: Config) -> None:
   """Refuses what cannot run, before any work is done.
 

@@ -209,7 +209,7 @@ def start(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   return setting.identified("data", config.data, config.world, world_seed)
 
 
-def by_chunks(function: Callable, size: int, *columns: Any) -> np.ndarray:
+def by_chunks(function: Callable, size: int, *columns: Any) -> Any:
   """Applies a jitted function to equal chunks of numpy columns.
 
   Args:

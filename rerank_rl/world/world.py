@@ -239,13 +239,9 @@ def _impression(world: World, order: Array, key: Array) -> Impression:
   keys = jax.random.split(key, 6)
   user = users(world, keys[0], 1)[0]
   history = _history(world, order, user, keys[1])
-  pool = _pool(order, min(POOL * config.num_candidates, len(order)), keys[2])
-  noise = jax.random.normal(keys[3], pool.shape, dtype)
-  score = relevance(world, user, pool) + config.ranker_noise * noise
-  found = min(config.num_candidates, len(pool))
-  scores, best = jax.lax.top_k(score, found)
+  candidates, scores = retrieve(world, order, user, keys[2], keys[3])
   slate, propensity = _plackett_luce(scores, config.slate_size, keys[4])
-  shown = pool[best][slate]
+  shown = candidates[slate]
   clicks = click_law.sample_clicks(
     keys[5],
     world.law,
@@ -253,12 +249,12 @@ def _impression(world: World, order: Array, key: Array) -> Impression:
     world.z[shown],
     jnp.ones(shown.shape, bool),
   )
-  short = (0, config.num_candidates - found)
+  short = (0, config.num_candidates - len(candidates))
   return Impression(
     request=Request(
       user=user if config.observed else user[:0],
       history=history,
-      candidates=jnp.pad(pool[best], short, constant_values=PAD),
+      candidates=jnp.pad(candidates, short, constant_values=PAD),
       scores=jnp.pad(scores, short),
       size=jnp.int32(config.slate_size),
     ),
@@ -267,6 +263,30 @@ def _impression(world: World, order: Array, key: Array) -> Impression:
     propensity=propensity,
     hidden=user,
   )
+
+
+def retrieve(
+  world: World, order: Array, user: Array, pool_key: Array, noise_key: Array
+) -> tuple[jax.Array, jax.Array]:
+  """The upstream ranker's best N of a pool of 8 N items, for one user.
+
+  Args:
+    world: the truth.
+    order: i32[W], the items that may occur, `world.shuffle`'s order.
+    user: f[D].
+    pool_key: PRNG key of the pool.
+    noise_key: PRNG key of the ranker's noise.
+
+  Returns:
+    (catalogue rows i32[N], scores f[N]), best first; fewer than N where
+    there are fewer items.
+  """
+  config = world.config
+  pool = _pool(order, min(POOL * config.num_candidates, len(order)), pool_key)
+  noise = jax.random.normal(noise_key, pool.shape, world.z.dtype)
+  score = relevance(world, user, pool) + config.ranker_noise * noise
+  scores, best = jax.lax.top_k(score, min(config.num_candidates, len(pool)))
+  return pool[best], scores
 
 
 def _pool(order: Array, size: int, key: Array) -> jax.Array:

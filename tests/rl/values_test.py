@@ -180,3 +180,43 @@ def test_temporal_differences_learn_the_reward():
   full = np.array([0, 3])  # Requests with all five candidates.
   left = np.asarray((read.chosen[..., -1] - reward) ** 2)[full].mean()
   assert left < 0.3 * np.asarray(reward)[full].var(axis=1).mean()
+
+
+def test_what_comes_after_a_slate_by_its_definition():
+  """Sums of discounted rewards and values, never past who has left."""
+  rng = np.random.default_rng(1)
+  T, gamma = 6, 0.8
+  reward, ahead = rng.normal(size=(T, 3)), rng.normal(size=(T, 3))
+  left = np.zeros((T, 3), bool)
+  left[2, 0] = left[0, 1] = left[5, 1] = True
+
+  def after(t, b, decay):
+    if left[t, b]:
+      return 0.0
+    if t == T - 1:
+      return gamma * ahead[t, b]
+    more = reward[t + 1, b] + after(t + 1, b, decay)
+    return gamma * ((1 - decay) * ahead[t, b] + decay * more)
+
+  for decay in (0.0, 0.4, 1.0):
+    got = values.across_slates(
+      *map(jnp.asarray, (reward, left, ahead)), gamma, decay
+    )
+    for t, b in np.ndindex(T, 3):
+      np.testing.assert_allclose(got[t, b], after(t, b, decay), atol=1e-5)
+
+
+def test_another_users_value_never_stands_in_for_a_leavers():
+  left = jnp.array([[True], [False]])
+  reward = jnp.ones((2, 1))
+  for ahead in (0.0, 1e6):
+    got = values.across_slates(reward, left, jnp.full((2, 1), ahead), 0.9, 0.5)
+    assert got[0, 0] == 0
+
+
+def test_one_advantage_for_a_whole_slate():
+  real = jnp.array([[[True, True, True, False]]])
+  read = values.PathValues(0.0 * real, 0.0 * real, real)
+  outcome = _outcome([[[1.0, 0.0, 3.0, 0.0]]], bootstrap=0.5)
+  got = values.whole(jnp.array([4.0]), outcome, read)
+  np.testing.assert_allclose(got, [[[0.5, 0.5, 0.5, 0]]])

@@ -1,0 +1,99 @@
+"""A policy of the world of trust against the exact solution: --workdir=RUN.
+
+python -m benchmarks.sessions --workdir=RUN: RUN is a run of
+configs/hsrl.py:trust. Returns are discounted, from any level of trust alike,
+computed from the policy's own probabilities of all slates by dynamic
+programming; no session is sampled. The critic is held against the value of
+the policy that samples.
+"""
+
+from typing import NamedTuple
+
+from absl import app
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import common, runs
+from launch import errors
+from rerank_rl.data import synthetic
+from rerank_rl.decoding import sample
+from rerank_rl.rl import learner
+from rerank_rl.training.session import SessionRun
+from rerank_rl.training.stages import session as stage
+from rerank_rl.world import trust
+
+
+class Solved(NamedTuple):
+  """Discounted returns f64[S], by level of trust.
+
+  Attributes:
+    optimum: of the best policy there is.
+    myopic: of the policy that collects most clicks now.
+    greedy: of the learnt policy, decoded greedily.
+    sampled: of the learnt policy, sampled.
+    critic: what the critic says of the sampled one.
+  """
+
+  optimum: np.ndarray
+  myopic: np.ndarray
+  greedy: np.ndarray
+  sampled: np.ndarray
+  critic: np.ndarray
+
+
+def solve(setting: SessionRun, params) -> Solved:
+  """Holds {"policy", "critic"} of a run against the world's exact solution."""
+  world = trust.build(synthetic.seed_of(setting.config))
+  gamma, policy = setting.config.session.gamma, setting.policy
+  every = trust.slates()
+  request = jax.vmap(trust.request)(jnp.arange(trust.LEVELS))
+
+  @jax.jit
+  def read(params, catalogue):
+    game = sample.prepare(policy, params["policy"], catalogue, request)
+    slate = jnp.broadcast_to(every[None], (trust.LEVELS, *every.shape))
+    scores = learner.score_slates(policy, params["policy"], game, slate)
+    best = sample.greedy(policy, params["policy"], catalogue, request)
+    method = stage.make_method(setting, None)
+    value = stage.state_value(method, params, catalogue, request)
+    return jnp.exp(scores.logp.sum(-1)), best, value
+
+  chance, best, value = jax.device_get(read(params, setting.catalogue))
+  shown = (every[None] == best[:, None]).all(-1).astype(np.float64)
+  chance = chance.astype(np.float64)
+  return Solved(
+    trust.optimum(world, gamma),
+    trust.value(world, trust.best(world, 0.0), gamma),
+    trust.value(world, shown, gamma),
+    trust.value(world, chance / chance.sum(1, keepdims=True), gamma),
+    value.astype(np.float64),
+  )
+
+
+def shares(found: Solved) -> dict[str, float]:
+  """Shares of the optimum, and the critic's mean error as a share of V^pi."""
+  best = found.optimum.mean()
+  error = np.abs(found.critic - found.sampled).mean() / found.sampled.mean()
+  return {
+    "myopic": found.myopic.mean() / best,
+    "sampled": found.sampled.mean() / best,
+    "greedy": found.greedy.mean() / best,
+    "critic's error": error,
+  }
+
+
+def main(argv: list[str]) -> None:
+  """Prints the table."""
+  del argv
+  setting = runs.sessions()
+  rows = []
+  for name, params in setting.params.items():
+    found = shares(solve(setting, params))
+    rows.append((name, *(f"{value:.4f}" for value in found.values())))
+  title = f"share of the optimal return, seed {setting.config.seed}"
+  common.show(title, ("system", *found), rows)
+
+
+if __name__ == "__main__":
+  errors.run(app, main)

@@ -1,0 +1,38 @@
+r"""HSRL (arXiv 2510.09167): long-term value over sessions.
+
+  python -m launch.train --workdir=DIR --config=configs/hsrl.py[:trust][,smoke]
+
+A user meets one slate after another, tires of what he sees too often, and
+leaves when he has lost patience. The policy acts on semantic IDs, level by
+level (HPN); a critic of every level gives each token its advantage
+(docs/methods.md). Without a variant users are those of the synthetic world;
+`trust` is a small world that is solved exactly.
+"""
+
+from configs import common
+
+CHANGES = {
+  "name": "hsrl",
+  "protocol": "session",
+  "stages": ("tokenizer", "session"),
+  "policy.head": "hpn",
+  "world.num_train": 20_000,
+  "world.cold_share": 0.0,
+  "rl.group": 1,
+  "rl.credit": "gae",
+  "rl.objective": "reinforce",
+  "rl.kl": 0.0,
+  "rl.entropy": 0.05,
+  "critic.decay": 1.0,
+  "rl_train.steps": 500,
+  "rl_train.batch_size": 32,
+  "rl_train.learning_rate": 2e-3,
+  "rl_train.ema": 0.98,
+  "rl_train.eval_every": 100,
+  "rl_train.checkpoint_every": 100,
+}
+
+
+def get_config(variant: str = ""):
+  """The synthetic world's users, or the small world of trust."""
+  return common.build(CHANGES, variant)

@@ -1,0 +1,115 @@
+"""Sessions: a user meets one slate after another until he leaves.
+
+An environment is a few pure functions of one user, mapped over users and
+scanned over turns. Whoever leaves starts anew in the next turn, but what he
+left from is kept as his own last state: no other user's value may stand in
+for what came after him.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.types import Array, Request
+
+
+class Environment(NamedTuple):
+  """Pure functions of one user; pytrees, so that jit sees their arrays.
+
+  Attributes:
+    begin: (start, key) -> state, a session's first; `start` is a row of the
+      data's users.
+    request: (state) -> Request without leading dimension.
+    react: (state, slate i32[K] of positions, key) -> (the state after it,
+      per_item f32[K], left bool[]).
+  """
+
+  begin: Callable
+  request: Callable
+  react: Callable
+
+
+class Turns(struct.PyTreeNode):
+  """What B users did in `turns` turns; leading dimensions [turns, B].
+
+  Attributes:
+    request: the Request before each slate.
+    after: the same user's Request after it, also where he left.
+    per_item: f32[turns, B, K], each slot's reward.
+    left: bool[turns, B], whether he left after this slate.
+    record: what `act` noted of each turn.
+  """
+
+  request: Request
+  after: Request
+  per_item: Array
+  left: Array
+  record: Any
+
+
+def play(
+  environment: Environment,
+  act: Callable[[Request, Array], tuple[Array, Any]],
+  start: Any,
+  key: Array,
+  turns: int,
+) -> Turns:
+  """Plays sessions; one that ends begins anew with the same user.
+
+  Args:
+    environment: its functions.
+    act: (Request of B users, key) -> (slate i32[B, K], anything to note).
+    start: B users, leading dimension B.
+    key: PRNG key.
+    turns: slates a user.
+
+  Returns:
+    Turns.
+  """
+  B = jax.tree.leaves(start)[0].shape[0]
+  request = jax.vmap(environment.request)
+  begin = jax.vmap(environment.begin)
+
+  def turn(state, key):
+    act_key, react_key, begin_key = jax.random.split(key, 3)
+    now = request(state)
+    slate, record = act(now, act_key)
+    keys = jax.random.split(react_key, B)
+    state, per_item, left = jax.vmap(environment.react)(state, slate, keys)
+    fresh = begin(start, jax.random.split(begin_key, B))
+    chosen = lambda new, old: jnp.where(
+      left.reshape(left.shape + (1,) * (old.ndim - 1)), new, old
+    )
+    following = jax.tree.map(chosen, fresh, state)
+    return following, Turns(now, request(state), per_item, left, record)
+
+  first, rest = jax.random.split(key)
+  state = begin(start, jax.random.split(first, B))
+  _, out = jax.lax.scan(turn, state, jax.random.split(rest, turns))
+  return out
+
+
+def totals(played: Turns, gamma: float) -> dict[str, Array]:
+  """What the users' first sessions were worth.
+
+  Args:
+    played: from `play`; sessions that are not over by then are cut.
+    gamma: discount a slate.
+
+  Returns:
+    f32[B] each: "total_reward"; "discounted_reward", sum of gamma^t r_t; and
+    "slate_reward", the mean of a slate.
+  """
+  stayed = jnp.cumprod(1 - played.left.astype(jnp.int32), axis=0)
+  here = jnp.concatenate([jnp.ones_like(stayed[:1]), stayed[:-1]])
+  reward = jnp.where(here > 0, played.per_item.sum(-1), 0)
+  discount = gamma ** jnp.arange(len(reward), dtype=reward.dtype)
+  total = reward.sum(0)
+  return {
+    "total_reward": total,
+    "discounted_reward": (discount[:, None] * reward).sum(0),
+    "slate_reward": total / here.sum(0),
+  }

@@ -1,0 +1,149 @@
+"""Users of sessions whose behaviour is known in closed form."""
+
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.config import SessionConfig
+from rerank_rl.simulation.session import Environment
+from rerank_rl.types import PAD, Array, Impression, Request
+from rerank_rl.world import click_law, trust
+from rerank_rl.world import world as world_lib
+from rerank_rl.world.world import World
+
+
+def trusting(world: trust.TrustWorld) -> Environment:
+  """The world that is solved exactly; a user starts at any level of trust."""
+  return Environment(
+    jax.tree_util.Partial(_any_level),
+    jax.tree_util.Partial(trust.request),
+    jax.tree_util.Partial(_trust_react, world),
+  )
+
+
+def _any_level(start: Array, key: Array) -> Array:
+  del key
+  return start
+
+
+def _trust_react(world, level, slate, key):
+  # Candidates are all items in their order: positions are items.
+  level, clicked, left = trust.react(world, level, slate, key)
+  return level, clicked.astype(jnp.float32), left
+
+
+class Patience(struct.PyTreeNode):
+  """A user of the synthetic world within a session.
+
+  Attributes:
+    hidden: f32[D], what he likes.
+    history: i32[H], catalogue rows clicked, oldest first.
+    weary: f32[topics], how much of each topic he was shown lately.
+    patience: f32[], slates that he would still bear without a click.
+    candidates: i32[N], what the ranker brings for the next slate.
+    scores: f32[N], its scores.
+  """
+
+  hidden: Array
+  history: Array
+  weary: Array
+  patience: Array
+  candidates: Array
+  scores: Array
+
+
+def impatient(world: World, config: SessionConfig, items: Array) -> Environment:
+  """Users of the synthetic world who tire of topics and lose patience.
+
+    rel' = rel - weariness * weary[topic],
+    weary' = rest * weary + share of the topic in the slate,
+    patience' = patience - 1 - impatience * (1 - clicks / K),
+
+  and he leaves when patience falls below 1. Clicks follow the click law with
+  rel'. A slot's reward is (click - cost * no click) / K.
+
+  Args:
+    world: the truth.
+    config: the session's numbers.
+    items: i32[W], catalogue rows that may occur, in `world.shuffle`'s order.
+  """
+  bind = lambda f: jax.tree_util.Partial(functools.partial(f, config), world)
+  begin, react = bind(_begin), bind(_react)
+  return Environment(
+    jax.tree_util.Partial(begin, items),
+    bind(_request),
+    jax.tree_util.Partial(react, items),
+  )
+
+
+def _begin(config, world, items, start: Impression, key) -> Patience:
+  return _offered(
+    world,
+    items,
+    key,
+    hidden=start.hidden,
+    history=start.request.history,
+    weary=jnp.zeros(len(world.centres), start.hidden.dtype),
+    patience=jnp.asarray(config.patience, start.hidden.dtype),
+  )
+
+
+def _offered(world, items, key, *, hidden, **known) -> Patience:
+  """The user with what the upstream ranker brings for his next slate."""
+  candidates, scores = world_lib.retrieve(
+    world, items, hidden, *jax.random.split(key)
+  )
+  short = (0, world.config.num_candidates - len(candidates))
+  return Patience(
+    hidden=hidden,
+    candidates=jnp.pad(candidates, short, constant_values=PAD),
+    scores=jnp.pad(scores, short),
+    **known,
+  )
+
+
+def _request(config, world, state: Patience) -> Request:
+  """What he was shown lately is the platform's to know; patience is not."""
+  del config
+  return Request(
+    user=state.weary,
+    history=state.history,
+    candidates=state.candidates,
+    scores=state.scores,
+    size=jnp.int32(world.config.slate_size),
+  )
+
+
+def _react(config, world, items, state: Patience, slate, key):
+  click_key, offer_key = jax.random.split(key)
+  K = world.config.slate_size
+  shown = state.candidates[slate]
+  topic = world.topic[shown]
+  rel = world_lib.relevance(world, state.hidden, shown)
+  rel -= config.weariness * state.weary[topic]
+  clicked = click_law.sample_clicks(
+    click_key, world.law, rel, world.z[shown], jnp.ones(K, bool)
+  )
+  share = jnp.zeros_like(state.weary).at[topic].add(1 / K)
+  patience = state.patience - 1 - config.impatience * (1 - clicked.mean())
+  after = _offered(
+    world,
+    items,
+    offer_key,
+    hidden=state.hidden,
+    history=appended(state.history, jnp.where(clicked, shown, PAD)),
+    weary=config.rest * state.weary + share,
+    patience=patience,
+  )
+  per_item = jnp.where(clicked, 1, -config.cost) / K
+  return after, per_item, patience < 1
+
+
+def appended(history: Array, items: Array) -> Array:
+  """The last H of a history i32[H] and what follows it i32[K], PAD first."""
+  both = jnp.concatenate([history, items])
+  # Padding sorts to the front, all else keeps its order.
+  order = jnp.argsort(both != PAD, stable=True)
+  return both[order][-len(history) :]

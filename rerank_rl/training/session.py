@@ -1,0 +1,153 @@
+"""What the session task's stages share: users, the policy, how it is judged."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rerank_rl.config import Config
+from rerank_rl.data import schema, sessions, synthetic
+from rerank_rl.decoding import sample
+from rerank_rl.models.hpn import LevelCritic
+from rerank_rl.models.policy import Policy, make_policy
+from rerank_rl.models.prefix_lm import Sizes
+from rerank_rl.simulation import session as simulation
+from rerank_rl.simulation import users
+from rerank_rl.training.setting import CHUNK, Run, by_chunks, local, opened
+from rerank_rl.types import Array, Request
+from rerank_rl.world import trust
+
+SELECT = "discounted_reward"
+
+Act = Callable[[Any, Request, Array], Array]  # (params, request, key) -> slate.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionRun(Run):
+  """A run on sessions."""
+
+  dataset: sessions.Sessions
+
+  @property
+  def sizes(self) -> Sizes:
+    """Static sizes of the data."""
+    data, tokenizer = self.dataset, self.config.tokenizer
+    return Sizes(
+      tokenizer.codes,
+      tokenizer.levels,
+      data.slate_size,
+      data.history,
+      data.candidates,
+    )
+
+  @property
+  def policy(self) -> Policy:
+    """The configured policy."""
+    return make_policy(self.config.policy, self.sizes)
+
+  @property
+  def critic(self) -> LevelCritic:
+    """The critic of every level, as wide as the policy."""
+    return LevelCritic(self.config.policy, self.sizes)
+
+  def environment(self, split: str) -> simulation.Environment:
+    """The users' behaviour; but for the test's they meet warm items alone."""
+    return _ENVIRONMENTS[self.config.data.name](self, split)
+
+
+def _impatient(setting: SessionRun, split: str) -> simulation.Environment:
+  world = synthetic.world_of(setting.config)
+  order = np.asarray(world.shuffle)
+  if split != "test":
+    order = order[np.asarray(world.warm)[order]]
+  return users.impatient(world, setting.config.session, jnp.asarray(order))
+
+
+def _trusting(setting: SessionRun, split: str) -> simulation.Environment:
+  del split
+  return users.trusting(trust.build(synthetic.seed_of(setting.config)))
+
+
+_ENVIRONMENTS = {"world": _impatient, "trust": _trusting}
+
+
+def start(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:
+  """Loads the users and opens a run.
+
+  Args:
+    config: the run's.
+    root: folder of the stages' artifacts.
+    mesh: devices; None = all.
+
+  Returns:
+    A SessionRun without artifacts.
+  """
+  loader = sessions.SESSIONS[config.data.name]
+  setting = opened(SessionRun, loader, config, root, mesh)
+  world_seed = synthetic.seed_of(config)
+  return setting.identified("data", config.data, config.world, world_seed)
+
+
+def greedy(policy, catalogue, params, request: Request, key: Array) -> Array:
+  """The policy's greedy slate i32[B, K]."""
+  del key
+  return sample.greedy(policy, params, catalogue, request)
+
+
+def ranked(slots: int, params, request: Request, key: Array) -> Array:
+  """The upstream ranker's order i32[B, K]."""
+  del params, key
+  real = request.candidates >= 0
+  scores = jnp.where(real, request.scores, -jnp.inf)
+  return jax.lax.top_k(scores, slots)[1].astype(jnp.int32)
+
+
+def at_random(slots: int, params, request: Request, key: Array) -> Array:
+  """Candidates drawn without replacement i32[B, K], anew for every slate."""
+  noise = jax.random.uniform(key, request.candidates.shape)
+  request = request.replace(scores=noise)
+  return ranked(slots, params, request, key)
+
+
+# Jitted once a module, or every system would compile anew.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _played(gamma, turns, act, params, environment, start, key):
+  play = lambda request, key: (act(params, request, key), ())
+  out = simulation.play(environment, play, start, key, turns)
+  return simulation.totals(out, gamma)
+
+
+def judge(
+  setting: SessionRun, split: str, act: Act, params: Any, most: int = 0
+) -> dict[str, np.ndarray]:
+  """What a split's users were worth to a system, f32[n] a figure.
+
+  Args:
+    setting: with semantic IDs.
+    split: whose users, and items, are met.
+    act: the system, a pytree.
+    params: its parameters.
+    most: users asked, evenly spaced; 0 = all.
+
+  Returns:
+    See `simulation.session.totals`.
+  """
+  config, starts = setting.config.session, setting.dataset.splits[split]
+  count = schema.num_rows(starts)
+  few = np.linspace(0, count - 1, min(most or count, count)).astype(np.int64)
+  environment, key = setting.environment(split), setting.key("judge/" + split)
+  numbers = np.arange(len(few), dtype=np.uint32)
+  params = local(params)
+
+  def chunk(rows, number):
+    own = jax.random.fold_in(key, number[0])
+    return _played(
+      config.gamma, config.turns, act, params, environment, rows, own
+    )
+
+  return by_chunks(chunk, CHUNK, schema.take(starts, few), numbers)

@@ -1,0 +1,86 @@
+"""One run of the session task, from users to report."""
+
+from collections.abc import Callable, Mapping
+import functools
+import pathlib
+import time
+from types import MappingProxyType
+from typing import Any
+
+import jax
+
+from rerank_rl.config import Config
+from rerank_rl.data import load, sessions
+from rerank_rl.models import policy
+from rerank_rl.training import pipeline, session
+from rerank_rl.training.session import SessionRun
+from rerank_rl.training.stages import session as stage
+from rerank_rl.training.stages import tokenize
+
+PROTOCOL = "session"
+
+STAGES: Mapping[str, Callable] = MappingProxyType(
+  {"tokenizer": tokenize.run, stage.STAGE: stage.run}
+)
+
+
+def check(config: Config) -> None:
+  """Refuses what cannot run, before any work is done.
+
+  Raises:
+    ConfigError: unknown data, stages missing, parts that sessions lack.
+  """
+  pipeline.check_all(config, STAGES)
+  load.check(config, sessions.SESSIONS)
+  policy.check(config.policy)
+  stage.check(config)
+
+
+def begin(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:
+  """Loads a configuration's users; `learn` does the rest.
+
+  Args:
+    config: the run's.
+    root: folder of the stages' artifacts, shared by runs where they agree.
+    mesh: devices; None = all.
+
+  Returns:
+    A SessionRun without artifacts.
+
+  Raises:
+    ConfigError: see `check`.
+  """
+  check(config)
+  return session.start(config, root, mesh)
+
+
+def learn(setting: SessionRun) -> SessionRun:
+  """Runs or reloads every stage."""
+  return pipeline.learn(setting, STAGES)
+
+
+def evaluate(
+  setting: SessionRun, folder: pathlib.Path, command: str
+) -> list[dict[str, Any]]:
+  """Judges the run's sessions on the test users, once."""
+  begin = time.monotonic()
+  judge = functools.partial(session.judge, setting, "test")
+  simple = {"random": session.at_random, "ranker_order": session.ranked}
+  judged = {}
+  for name, function in simple.items():
+    own = functools.partial(function, setting.dataset.slate_size)
+    judged[name] = judge(jax.tree_util.Partial(own), ())
+  act = stage.greedy_act(setting)
+  for name, params in setting.params.items():
+    judged[name] = judge(act, params["policy"])
+  seconds = {"report": time.monotonic() - begin}
+  return pipeline.publish(setting, folder, command, judged, seconds)
+
+
+def run(
+  config: Config, workdir: pathlib.Path, artifacts: pathlib.Path, command: str
+) -> list[dict[str, Any]]:
+  """The whole run; see `pipeline.run`."""
+  setting = begin(config, artifacts)
+  pipeline.keep_config(config, workdir)
+  return evaluate(learn(setting), workdir, command)

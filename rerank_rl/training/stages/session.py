@@ -1,0 +1,291 @@
+"""Stage `session`: actor and critic learn from users who stay or leave."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.config import (
+  Config,
+  ConfigError,
+  RLConfig,
+  SessionConfig,
+  check_choice,
+)
+from rerank_rl.decoding import legality, sample
+from rerank_rl.models.hpn import LevelCritic
+from rerank_rl.models.policy import Policy
+from rerank_rl.rl import credit, learner, objectives, values
+from rerank_rl.simulation import session as simulation
+from rerank_rl.training import fitting
+from rerank_rl.training import session as sessions
+from rerank_rl.training import state as states
+from rerank_rl.training.session import SessionRun
+from rerank_rl.training.setting import ready
+from rerank_rl.types import Array, Outcome
+
+STAGE = "session"
+WATCHED = 1000  # Validation users whom selection asks.
+
+# What the critic says of the tokens: (V, PathValues, Outcome, lambda) -> A.
+CREDIT = {
+  "gae": lambda value, read, outcome, trace: values.advantages(
+    read, outcome, trace
+  ),
+  "a2c": lambda value, read, outcome, trace: values.whole(value, outcome, read),
+}
+OBJECTIVE = {
+  "clipped": objectives.clipped,
+  "reinforce": objectives.reinforce,
+}
+
+
+def check(config: Config) -> None:
+  """Raises ConfigError: unknown parts, or parts that sessions do not have."""
+  rl = config.rl
+  check_choice(rl.credit, CREDIT, "config.rl.credit")
+  check_choice(rl.objective, OBJECTIVE, "config.rl.objective")
+  check_choice(rl.explore, ("chains",), "config.rl.explore")
+  if rl.group != 1:
+    raise ConfigError(
+      f"config.rl.group={rl.group}: a user sees one slate a turn; use 1."
+    )
+  if rl.kl:
+    raise ConfigError(
+      f"config.rl.kl={rl.kl}: sessions have no reference policy; use 0."
+    )
+  if rl.epochs != 1:
+    raise ConfigError(
+      f"config.rl.epochs={rl.epochs}: sessions are played anew for every "
+      "gradient step; use 1."
+    )
+  states.check(config.rl_train, "config.rl_train")
+
+
+class Method(NamedTuple):
+  """The static parts of a step; `trace` is lambda within a slate."""
+
+  policy: Policy
+  critic: LevelCritic
+  rl: RLConfig
+  session: SessionConfig
+  trace: float
+  tx: object
+  decay: float
+
+
+def first_item(policy: Policy, params, game: sample.Game) -> Array:
+  """P(a candidate is placed first) f32[B, N], by position."""
+  items = game.trie.real[:, None]
+  scores = policy.logits(params, game.prompt, game.prompt.root[:, None], 0)
+  mass = legality.masses(scores, items)[:, 0]
+  share = mass / jnp.maximum(mass.sum(-1, keepdims=True), 1e-9)
+  return jnp.take_along_axis(share, game.trie.rank, axis=1)
+
+
+def state_value(method: Method, params, catalogue, request) -> Array:
+  """V(s) f32[B]; the expected token is the policy's, without gradient."""
+  policy = method.policy
+  game = sample.prepare(policy, params["policy"], catalogue, request)
+  share = first_item(policy, params["policy"], game)
+  return method.critic.apply(
+    {"params": params["critic"]},
+    catalogue,
+    request,
+    jax.lax.stop_gradient(share),
+    method="state",
+  )
+
+
+def rollout(method, params, catalogue, environment, start, key):
+  """Sessions of B users: (Turns, Outcome), leading dimensions [turns, B].
+
+  Turns' record is the TokenTree of each slate.
+  """
+  policy, turns = method.policy, method.session.turns
+
+  def act(request, key):
+    game = sample.prepare(policy, params["policy"], catalogue, request)
+    tree = sample.chains(policy, params["policy"], game, key, 1)
+    return tree.slate[:, 0], tree
+
+  played = simulation.play(environment, act, start, key, turns)
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played.after)
+  ahead = state_value(method, params, catalogue, flat)
+  reward = played.per_item.sum(-1)
+  bootstrap = values.across_slates(
+    reward,
+    played.left,
+    ahead.reshape(reward.shape),
+    method.session.gamma,
+    method.session.decay,
+  )
+  outcome = Outcome(
+    reward[..., None], played.per_item[:, :, None], bootstrap[..., None]
+  )
+  return played, outcome
+
+
+def step(method, catalogue, environment, state, start, key):
+  """One batch of users: play, value, credit, one gradient step.
+
+  Args:
+    method: static parts.
+    catalogue: the Catalogue.
+    environment: the users' behaviour.
+    state: TrainState of {"policy", "critic"}.
+    start: B users.
+    key: PRNG key.
+
+  Returns:
+    (state, metrics as (sum, count)).
+  """
+  policy, rl = method.policy, method.rl
+  played, outcome = rollout(
+    method, state.params, catalogue, environment, start, key
+  )
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  request, tree, outcome = jax.lax.stop_gradient(
+    jax.tree.map(flat, (played.request, played.record, outcome))
+  )
+  to_come = outcome.reward[:, 0] + outcome.bootstrap[:, 0]
+
+  def read(params):
+    """(V f32[B], PathValues) by a critic."""
+    value = state_value(method, params, catalogue, request)
+    each = method.critic.apply(
+      {"params": params["critic"]},
+      catalogue,
+      request,
+      tree.slate,
+      method="prefixes",
+    )
+    real = tree.path >= 0
+    each = jnp.where(real, each, 0)
+    return value, values.PathValues(each, each, real)
+
+  found = CREDIT[rl.credit](*read(state.params), outcome, method.trace)
+  given = credit.advantage(tree, outcome.replace(advantage=found))
+
+  def loss(params):
+    own = params["policy"]
+    game = sample.prepare(policy, own, catalogue, request)
+    scores = learner.score_slates(policy, own, game, tree.slate)
+    main = OBJECTIVE[rl.objective](tree, scores, given, rl.clip)
+    wide = objectives.weighted(tree, objectives.entropy(scores))
+    value, path = read(params)
+    error = ((value - to_come) ** 2).sum()
+    along = values.temporal_difference(path, outcome, method.trace)
+    total = main.total - rl.entropy * wide.total
+    total = total / jnp.maximum(main.denominator, 1e-6)
+    total += error / value.size
+    total += along.total / jnp.maximum(along.denominator, 1e-6)
+    return total, (main, wide, error)
+
+  grads, (main, wide, error) = jax.grad(loss, has_aux=True)(state.params)
+  state = states.apply_gradients(state, grads, method.tx, method.decay)
+  figures = {
+    "loss": (main.total, main.denominator),
+    "entropy": (wide.total, wide.denominator),
+    "value_error": (error, to_come.size),
+    "reward": (outcome.reward.sum(), outcome.reward.size),
+    "left": (played.left.sum(), played.left.size),
+  }
+  return state, figures
+
+
+def run(setting: SessionRun) -> SessionRun:
+  """Learns, resumes or reloads the policy and its critic.
+
+  Args:
+    setting: after `tokenizer`.
+
+  Returns:
+    With `params[config.name]` = {"policy", "critic"}.
+  """
+  config = setting.config
+  check(config)
+  setting = setting.identified(
+    STAGE,
+    setting.identity["tokenizer"],
+    config.policy,
+    config.rl,
+    config.rl_train,
+    config.session,
+    config.critic.decay,
+  )
+  if not ready(setting, STAGE):
+    _fit(setting)
+  return fitting.learned(setting, STAGE, config.name)
+
+
+def make_method(setting: SessionRun, tx) -> Method:
+  """The step's static parts of a run."""
+  config = setting.config
+  return Method(
+    setting.policy,
+    setting.critic,
+    config.rl,
+    config.session,
+    config.critic.decay,
+    tx,
+    config.rl_train.ema,
+  )
+
+
+def _fit(setting: SessionRun) -> None:
+  config = setting.config
+  train = config.rl_train
+  params = init(setting)
+  tx = states.optimizer(train, tuple(params))
+  own = jax.tree_util.Partial(
+    functools.partial(step, make_method(setting, tx)),
+    setting.catalogue,
+    setting.environment("train"),
+  )
+  batches = fitting.local_batches(setting, train.batch_size, STAGE)
+  state = states.create(params, tx)
+  fitting.fit(setting, STAGE, state, own, batches, train, watch(setting))
+
+
+def init(setting: SessionRun):
+  """Fresh parameters {"policy", "critic"}."""
+  policy, critic = setting.policy, setting.critic
+  environment = setting.environment("train")
+  few = jax.tree.map(lambda x: x[:2], setting.dataset.splits["train"])
+
+  @jax.jit
+  def make(key, start, catalogue, environment):
+    first, second, third = jax.random.split(key, 3)
+    state = jax.vmap(environment.begin)(start, jax.random.split(first, 2))
+    request = jax.vmap(environment.request)(state)
+    share = jnp.zeros(request.candidates.shape, request.scores.dtype)
+    slate = jnp.zeros((2, 1, policy.slots), jnp.int32)
+    own = critic.init(
+      third, catalogue, request, share, slate, method="initialise"
+    )
+    return {
+      "policy": policy.init(second, catalogue, request),
+      "critic": own["params"],
+    }
+
+  return make(setting.key("policy"), few, setting.catalogue, environment)
+
+
+def watch(setting: SessionRun):
+  """(evaluate, select) for `loop.fit`: greedy sessions of validation users."""
+  act = greedy_act(setting)
+
+  def evaluate(params) -> dict[str, float]:
+    worth = sessions.judge(setting, "valid", act, params["policy"], WATCHED)
+    return {name: float(value.mean()) for name, value in worth.items()}
+
+  return evaluate, (sessions.SELECT, True)
+
+
+def greedy_act(setting: SessionRun) -> sessions.Act:
+  """The policy's greedy slates as a system."""
+  return jax.tree_util.Partial(
+    functools.partial(sessions.greedy, setting.policy), setting.catalogue
+  )

@@ -1,0 +1,121 @@
+"""HPN: Plackett-Luce over items; its critic: every level, nothing later."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerank_rl.config import PolicyConfig
+from rerank_rl.decoding import sample
+from rerank_rl.models import hpn
+from rerank_rl.rl import learner
+from tests import toys
+
+L, K = toys.SIZES.levels, toys.SIZES.slots
+CONFIG = PolicyConfig(head="hpn", dim=16)
+
+
+@functools.cache
+def _game(head):
+  policy, params = toys.policy(head)
+  request, catalogue = toys.request(), toys.catalogue()
+  prepare = jax.jit(lambda p: sample.prepare(policy, p, catalogue, request))
+  return policy, params, prepare(params)
+
+
+@pytest.mark.parametrize("head", ["hpn", "hpn_expected"])
+def test_slates_are_plackett_luce_draws(head):
+  """By its definition: items' scores alone, one taken after the other."""
+  policy, params, game = _game(head)
+  score = np.asarray(game.prompt.keys[0, 0, :, 0])  # A row of five items.
+  assert score.std() > 0.3
+  slates = toys.every_slate()
+  wide = np.broadcast_to(slates, (4, *slates.shape))
+  score_slates = jax.jit(learner.score_slates, static_argnums=0)
+  scores = score_slates(policy, params, game, jnp.asarray(wide))
+  ranks = np.asarray(game.trie.rank)[0][slates]
+  weight = np.exp(score)[ranks]
+  left = np.exp(score).sum() - np.cumsum(weight, 1) + weight
+  want = np.log(weight / left).sum(1)
+  np.testing.assert_allclose(scores.logp[0].sum(-1), want, atol=2e-5)
+
+
+def test_an_items_probability_is_its_tokens_product():
+  """exp(score) = prod_l p_l, hence sums to one over all codes there are."""
+  every = toys.SIZES.codes**L
+  sizes = toys.SIZES._replace(candidates=every)
+  catalogue = toys.catalogue(items=every)
+  request = toys.request(items=every, sizes=sizes)
+  request = jax.tree.map(lambda x: x[:1], request)  # The full row.
+  for head in ("hpn", "hpn_expected"):
+    policy, params = toys.policy(head)
+    prepare = jax.jit(
+      lambda p, policy=policy: sample.prepare(policy, p, catalogue, request)
+    )
+    game = prepare(params)
+    score = game.prompt.keys[0, 0, :, 0]
+    np.testing.assert_allclose(jnp.exp(score).sum(), 1, atol=1e-5)
+
+
+def test_no_logit_is_dead():
+  """A code that no item has neither takes probability nor gradient."""
+  policy, params, _ = _game("hpn")
+  catalogue, request = toys.catalogue(), toys.request()
+  sids = catalogue.sids.at[:, 1].set(jnp.minimum(catalogue.sids[:, 1], 1))
+  fewer = catalogue.replace(sids=sids)  # Nothing has code 2 at level 1.
+
+  def score(params):
+    game = sample.prepare(policy, params, fewer, request)
+    real = game.trie.real[:, None, :, None]
+    return jnp.where(real, game.prompt.keys, 0).sum()
+
+  grad = jax.jit(jax.grad(score))(params)["heads"]
+  assert np.abs(grad[1, :, 2]).max() == 0 < np.abs(grad[1, :, 1]).max()
+
+
+@functools.cache
+def _critic():
+  made = hpn.LevelCritic(CONFIG, toys.SIZES)
+  catalogue, request = toys.catalogue(), toys.request()
+  share = jnp.full(request.candidates.shape, 0.2)
+  slate = jnp.zeros((4, 1, K), jnp.int32)
+  args = (catalogue, request, share, slate)
+  init = jax.jit(functools.partial(made.init, method="initialise"))
+  params = init(jax.random.key(3), *args)["params"]
+  # Values start at nothing: move them.
+  return made, jax.tree.map(lambda x: 1.5 * x + 0.05, params)
+
+
+def test_the_critic_sees_no_later_token():
+  made, params = _critic()
+  catalogue, request = toys.catalogue(), toys.request()
+  slate = jnp.asarray(toys.every_slate())[None, :8]
+  slate = jnp.broadcast_to(slate, (4, 8, K))
+
+  @jax.jit
+  def read(slate):
+    args = {"params": params}, catalogue, request, slate
+    return made.apply(*args, method="prefixes").reshape(4, 8, K, L)
+
+  one = read(slate)
+  for slot in range(K):
+    # Another item here: its own level 0 is chosen before any of its tokens.
+    two = read(slate.at[:, :, slot].set((slate[:, :, slot] + 1) % 5))
+    np.testing.assert_array_equal(one[:, :, :slot], two[:, :, :slot])
+    np.testing.assert_array_equal(one[:, :, slot, 0], two[:, :, slot, 0])
+    assert np.abs(one - two)[:, :, slot, 1:].max() > 1e-4
+
+
+def test_the_levels_weights_learn():
+  made, params = _critic()
+  catalogue, request = toys.catalogue(), toys.request()
+  share = jnp.full(request.candidates.shape, 0.2)
+
+  def value(params):
+    return made.apply(
+      {"params": params}, catalogue, request, share, method="state"
+    ).sum()
+
+  assert np.abs(jax.jit(jax.grad(value))(params)["mix"]).min() > 1e-5

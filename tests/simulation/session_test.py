@@ -1,0 +1,129 @@
+"""Sessions: whose state is whose, what counts, and how users tire."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rerank_rl.config import SessionConfig, WorldConfig
+from rerank_rl.simulation import session, users
+from rerank_rl.types import PAD, Request
+from rerank_rl.world import utility
+from rerank_rl.world import world as world_lib
+
+
+def _counting():
+  """A user is a number that grows by one a turn; he leaves at his limit."""
+
+  def request(state):
+    count, _ = state
+    one = jnp.zeros((1,))
+    return Request(count[None], one, one, one, jnp.int32(1))
+
+  def react(state, slate, key):
+    del slate, key
+    count, limit = state
+    return (count + 1, limit), (count + 1)[None], count + 1 >= limit
+
+  return session.Environment(
+    lambda start, key: (jnp.float32(0), start), request, react
+  )
+
+
+def _act(request, key):
+  del key
+  return jnp.zeros((request.user.shape[0], 1), jnp.int32), ()
+
+
+def test_leavers_begin_anew_and_keep_their_own_last_state():
+  limits = jnp.array([2.0, 3.0, 99.0])
+  play = jax.jit(lambda k: session.play(_counting(), _act, limits, k, 5))
+  out = play(jax.random.key(0))
+  now, after = out.request.user[..., 0], out.after.user[..., 0]
+  np.testing.assert_array_equal(now[:, 0], [0, 1, 0, 1, 0])
+  np.testing.assert_array_equal(after[:, 0], [1, 2, 1, 2, 1])
+  np.testing.assert_array_equal(now[:, 1], [0, 1, 2, 0, 1])
+  np.testing.assert_array_equal(after[:, 1], [1, 2, 3, 1, 2])
+  np.testing.assert_array_equal(out.left[:, 0], [0, 1, 0, 1, 0])
+  assert not out.left[:, 2].any()
+  found = session.totals(out, 0.5)
+  # First sessions alone: 1 + 2, 1 + 2 + 3, 1 + ... + 5.
+  np.testing.assert_allclose(found["total_reward"], [3, 6, 15])
+  np.testing.assert_allclose(found["discounted_reward"][0], 1 + 0.5 * 2)
+  np.testing.assert_allclose(found["slate_reward"], [1.5, 2, 3])
+
+
+WORLD = WorldConfig(
+  num_items=60, num_candidates=12, slate_size=4, num_topics=4, history_size=5
+)
+
+
+def _start(config=WORLD, count=3):
+  world = world_lib.build(config, 0)
+  return world, world_lib.impressions(world, jax.random.key(1), count)
+
+
+def _users(world, **changes):
+  return users.impatient(world, SessionConfig(**changes), world.shuffle)
+
+
+def test_a_rested_user_clicks_as_the_worlds_law_says():
+  world, start = _start()
+  one = jax.tree.map(lambda x: jnp.asarray(x[0]), start)
+  them = _users(world, cost=0.0)
+  state = jax.jit(them.begin)(one, jax.random.key(2))
+  slate = jnp.array([3, 0, 7, 5])
+  react = jax.jit(jax.vmap(them.react, (None, None, 0)))
+  keys = jax.random.split(jax.random.key(3), 20_000)
+  _, per_item, _ = react(state, slate, keys)
+  want = utility.per_item(
+    world, one.hidden[None], state.candidates[slate][None, None]
+  )[0, 0]
+  np.testing.assert_allclose(per_item.mean(0) * 4, want, atol=6 * 0.5 / 141)
+
+
+def test_topics_weary_and_rest():
+  world, start = _start()
+  one = jax.tree.map(lambda x: jnp.asarray(x[0]), start)
+  them = _users(world, rest=0.5)
+  state = them.begin(one, jax.random.key(2))
+  slate = jnp.arange(4)
+  shown = np.asarray(world.topic)[np.asarray(state.candidates)[:4]]
+  want = np.bincount(shown, minlength=4) / 4
+  after, _, _ = them.react(state, slate, jax.random.key(5))
+  np.testing.assert_allclose(after.weary, want)
+  np.testing.assert_allclose(them.request(after).user, want)
+  again, _, _ = them.react(after, slate, jax.random.key(6))
+  shown = np.asarray(world.topic)[np.asarray(after.candidates)[:4]]
+  np.testing.assert_allclose(
+    again.weary, 0.5 * want + np.bincount(shown, minlength=4) / 4
+  )
+
+
+def test_weariness_and_no_clicks_cost():
+  """Who tires more clicks less; who clicks less leaves sooner."""
+  world, start = _start(count=256)
+  start = jax.tree.map(jnp.asarray, start)
+
+  def played(**changes):
+    def act(request, key):
+      del key
+      return jax.lax.top_k(request.scores, 4)[1], ()
+
+    them = _users(world, **changes)
+    play = lambda key: session.totals(
+      session.play(them, act, start, key, 12), 0.9
+    )
+    return {k: v.mean() for k, v in jax.jit(play)(jax.random.key(0)).items()}
+
+  fresh, tired = played(weariness=0.0), played(weariness=4.0)
+  assert tired["slate_reward"] < fresh["slate_reward"] - 0.05
+  short = played(patience=6.0)
+  assert short["total_reward"] < fresh["total_reward"]
+
+
+def test_clicks_enter_the_history():
+  history = jnp.array([PAD, PAD, 4, 5])
+  got = users.appended(history, jnp.array([PAD, 8, PAD, 9]))
+  np.testing.assert_array_equal(got, [4, 5, 8, 9])
+  got = users.appended(history, jnp.array([PAD, 8, PAD, PAD]))
+  np.testing.assert_array_equal(got, [PAD, 4, 5, 8])

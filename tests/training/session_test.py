@@ -1,0 +1,109 @@
+"""The session task: the exact world's optimum, the mask, reports, remedies."""
+
+import json
+
+import jax
+import pytest
+
+from benchmarks import sessions as benchmark
+from configs import hsrl
+from rerank_rl import config as config_lib
+from rerank_rl.config import ConfigError
+from rerank_rl.evaluation import report
+from rerank_rl.rl import values
+from rerank_rl.training import mesh, session_pipeline, tasks
+
+QUICK = {"rl_train.steps": 300, "rl_train.eval_every": 150}
+
+
+def _config(variant, changes):
+  config = hsrl.get_config(variant)
+  with config.ignore_type():
+    config.update_from_flattened_dict(changes)
+  return config_lib.freeze(config.to_dict())
+
+
+def _shares(config, folder):
+  one = mesh.make(jax.devices()[:1])
+  setting = session_pipeline.begin(config, folder, one)
+  setting = session_pipeline.learn(setting)
+  return benchmark.shares(benchmark.solve(setting, setting.params["hsrl"]))
+
+
+def test_hsrl_finds_what_pays_in_the_long_run(tmp_path):
+  """Most of a world's optimum in which greed for clicks has half of it."""
+  found = _shares(_config("trust", QUICK), tmp_path)
+  assert found["myopic"] <= 0.7
+  assert found["greedy"] >= 0.97
+  assert found["critic's error"] <= 0.05
+
+
+def test_bootstrapping_at_terminals_instead_is_myopic(tmp_path, monkeypatch):
+  """The mistake of public code: V(s') where the user left, and only there."""
+  right = values.across_slates
+  wrong = lambda reward, left, *rest: right(reward, ~left, *rest)
+  monkeypatch.setattr(values, "across_slates", wrong)
+  found = _shares(_config("trust", QUICK), tmp_path)
+  assert found["greedy"] <= found["myopic"] + 0.05
+
+
+SMALL = {
+  "world.num_items": 60,
+  "world.num_candidates": 8,
+  "world.slate_size": 3,
+  "world.num_train": 64,
+  "world.num_valid": 16,
+  "world.num_test": 40,
+  "tokenizer.codes": 8,
+  "policy.dim": 16,
+  "policy.layers": 1,
+  "session.turns": 5,
+  "rl_train.steps": 4,
+  "rl_train.warmup_steps": 1,
+  "rl_train.batch_size": 16,
+  "rl_train.eval_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("hsrl")
+  config = _config("", SMALL)
+  tasks.of(config).run(config, folder, folder, "command")
+  return folder, config
+
+
+def test_the_report_holds_what_the_protocol_asks(done):
+  facts = json.loads((done[0] / report.REPORT).read_text())
+  assert facts["protocol"] == "session"
+  systems = [row["system"] for row in facts["rows"]]
+  assert systems == ["random", "ranker_order", "hsrl"]
+  for row in facts["rows"]:
+    assert row["metrics"]["requests"] == 40
+    for name in ("total_reward", "discounted_reward", "slate_reward"):
+      low, high = row["intervals"][name]
+      assert low <= row["metrics"][name] <= high
+
+
+def test_a_finished_run_is_only_judged_again(done):
+  folder, config = done
+  once = (folder / report.REPORT).read_bytes()
+  session_pipeline.run(config, folder, folder, "command")
+  assert (folder / report.REPORT).read_bytes() == once
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"rl.group": 4}, "config.rl.group=4"),
+    ({"rl.kl": 0.1}, "config.rl.kl=0.1"),
+    ({"rl.epochs": 2}, "config.rl.epochs=2"),
+    ({"rl.credit": "group"}, "config.rl.credit='group'"),
+    ({"rl.explore": "beam"}, "config.rl.explore='beam'"),
+    ({"stages": ("tokenizer",)}, "tokenizer and session"),
+    ({"data.name": "movielens_1m"}, "config.data.name='movielens_1m'"),
+  ],
+)
+def test_what_sessions_lack_is_refused(changes, words):
+  with pytest.raises(ConfigError, match=words):
+    session_pipeline.check(_config("", changes))
