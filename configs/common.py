@@ -73,7 +73,9 @@ RECOVERY = {
   "protocol": "recovery",
   "demo.rule": "relevant_first",
   "rl.reward": "labels",
-  "rl_train.patience": 0,  # NDCG falls before it rises.
+  # Labels come slot by slot, and NDCG falls before it rises.
+  "rl.credit": "to_go",
+  "rl_train.patience": 0,
 }
 
 # Sessions in a world that is solved exactly: eight items, five states.
@@ -131,12 +133,17 @@ VARIANTS = {
 }
 
 
+# What a method is: where its own config names one of these, variants do not.
+COMPOSITION = frozenset({"rl.explore", "rl.credit", "rl.objective"})
+
+
 def build(changes: dict, variant: str = "") -> ConfigDict:
   """The default config with a method's changes and named variants.
 
   Args:
     changes: dotted field -> value.
-    variant: names of VARIANTS, separated by commas; later ones win.
+    variant: names of VARIANTS, separated by commas; later ones win, but for
+      what makes the method (`COMPOSITION`).
 
   Returns:
     A ConfigDict; flags may change it further.
@@ -154,7 +161,9 @@ def build(changes: dict, variant: str = "") -> ConfigDict:
       raise ValueError(
         f"variant {name!r} is unknown; choose from {', '.join(VARIANTS)}."
       )
-    _update(config, VARIANTS[name])
+    own = COMPOSITION & changes.keys()
+    given = VARIANTS[name].items()
+    _update(config, {k: value for k, value in given if k not in own})
   return config
 
 

@@ -12,6 +12,7 @@ from configs import common
 
 CHANGES = {
   "name": "rover",
+  "rl.credit": "centred",
   "rl.objective": "uniform_q",
   "rl.kl": 0.0,
   "rl.entropy": 0.0,

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.config import PolicyConfig
-from rerank_rl.models.prefix_lm import Prompt, Sizes, take
+from rerank_rl.models.prefix_lm import Prompt, SemanticTokens, Sizes, take
 from rerank_rl.models.transformer import Transformer
 from rerank_rl.types import PAD
 
@@ -88,7 +88,7 @@ class Descent(nn.Module):
     return jnp.stack(states, axis=-2)
 
 
-class HierarchicalPolicy(nn.Module):
+class HierarchicalPolicy(SemanticTokens, nn.Module):
   """HPN: an item is as likely as its tokens, slates are Plackett-Luce.
 
     score(i) = sum_l log p_l(z_l(i) | c_l),   p_l = softmax(W_l c_l)
@@ -107,16 +107,6 @@ class HierarchicalPolicy(nn.Module):
     square = nn.initializers.normal(c.dim**-0.5)
     shape = (sizes.levels, c.dim, sizes.codes)
     self.heads = self.param("heads", square, shape, jnp.dtype(c.dtype))
-
-  @property
-  def tokens_per_item(self):
-    """L of this head's tokens."""
-    return self.sizes.levels
-
-  @staticmethod
-  def tokens_of(catalogue, request):
-    """i32[B, N, L]: the candidates' semantic IDs."""
-    return catalogue.sids[jnp.maximum(request.candidates, 0)]
 
   def _dist(self, catalogue, state, level):
     """log p_l f32[..., V] over the codes that the catalogue uses at l."""
@@ -235,7 +225,7 @@ class LevelCritic(nn.Module):
     return self._values(states) @ jax.nn.softmax(self.mix)
 
   def prefixes(self, catalogue, request, slate):
-    """Values f32[B, G, K * L] of the states that choose slates' tokens.
+    """Values f32[B, G, K, L] of the states that choose slates' tokens.
 
     Args:
       catalogue: the Catalogue.
@@ -251,7 +241,7 @@ class LevelCritic(nn.Module):
     start = root[:, None, None] + self.slot[None, None]
     start = jnp.broadcast_to(start, (B, G, K, start.shape[-1]))
     values = self._values(self.descent.walk(start, own))
-    return values[..., :L].reshape(B, G, K * L)
+    return values[..., :L]
 
   def _tokens(self, catalogue, request):
     return catalogue.sids[jnp.maximum(request.candidates, 0)]

@@ -66,7 +66,23 @@ def take(values: Array, index: Array) -> Array:
   return jax.vmap(lambda v, i: v[i])(values, index)
 
 
-class SlateTransformer(nn.Module):
+class SemanticTokens:
+  """What heads share whose tokens are semantic IDs' codes."""
+
+  sizes: Sizes
+
+  @property
+  def tokens_per_item(self):
+    """L of this head's tokens."""
+    return self.sizes.levels
+
+  @staticmethod
+  def tokens_of(catalogue, request):
+    """i32[B, N, L]: the candidates' semantic IDs."""
+    return catalogue.sids[jnp.maximum(request.candidates, 0)]
+
+
+class SlateTransformer(SemanticTokens, nn.Module):
   """The prefix-LM; heads differ in tokens and output embeddings alone."""
 
   config: PolicyConfig
@@ -97,16 +113,6 @@ class SlateTransformer(nn.Module):
     self.body = Transformer(c.dim, c.layers, c.heads, dtype)
     self.query = self.param("query", square, square_shape, dtype)
     self.placed = dense()
-
-  @property
-  def tokens_per_item(self):
-    """L of this head's tokens."""
-    return self.sizes.levels
-
-  @staticmethod
-  def tokens_of(catalogue, request):
-    """i32[B, N, L]: the candidates' semantic IDs."""
-    return catalogue.sids[jnp.maximum(request.candidates, 0)]
 
   def _codes(self, catalogue, rows):
     """Sum of the codes' embeddings f32[..., d] of items i32[...]."""

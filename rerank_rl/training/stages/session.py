@@ -162,6 +162,8 @@ def step(method, catalogue, environment, state, start, key):
       method="prefixes",
     )
     real = tree.path >= 0
+    # A head of one token an item is valued where it chooses: at level 0.
+    each = each[..., : policy.levels].reshape(real.shape)
     each = jnp.where(real, each, 0)
     return value, values.PathValues(each, each, real)
 
