@@ -21,12 +21,13 @@ CHANGES = {
   "stages": ("tokenizer", "sft"),
   "world.num_train": 20_000,
   "world.cold_share": 0.0,
-  "sft.steps": 6000,
-  "sft.learning_rate": 2e-3,
+  "next_item.dropout": 0.3,
+  "sft.steps": 2000,
+  "sft.learning_rate": 3e-3,
   "sft.warmup_steps": 100,
   "sft.weight_decay": 0.05,
   "sft.ema": 0.998,
-  "sft.eval_every": 1000,
+  "sft.eval_every": 500,
   "sft.checkpoint_every": 500,
 }
 
