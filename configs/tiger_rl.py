@@ -14,14 +14,15 @@ CHANGES = {
   "rl.credit": "ranking",
   "rl.objective": "reinforce",
   "rl.reward": "labels",
-  "rl.group": 32,
-  "rl.temperature": 0.5,
-  "rl.kl": 0.01,
+  "rl.group": 16,
+  "rl.kl": 0.03,
   "rl.entropy": 0.0,
-  "rl_train.steps": 400,
-  "rl_train.batch_size": 64,
-  "rl_train.learning_rate": 3e-4,
-  "rl_train.eval_every": 100,
+  "rl_train.steps": 120,
+  "rl_train.batch_size": 256,
+  "rl_train.learning_rate": 1e-4,
+  "rl_train.warmup_steps": 20,
+  "rl_train.ema": 0.99,
+  "rl_train.eval_every": 40,
 }
 
 

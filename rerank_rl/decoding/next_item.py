@@ -46,8 +46,7 @@ def beam(
   gone = None if gone is None else gone[:, None]
   for level, fan in enumerate(tree.fans):
     child = catalogue.children(tree, node, fan, gone)
-    logits = policy.logits(params, tree, state, child, level)
-    dist = catalogue.log_probs(logits, child)
+    dist = _dist(policy, params, tree, state, child, level)
     total = jnp.where(child >= 0, logp[..., None] + dist, legality.NEGATIVE)
     total = total.reshape(B, -1)
     noise = jax.random.fold_in(key, level)
@@ -61,6 +60,13 @@ def beam(
   return (
     jnp.pad(item, short, constant_values=PAD),
     jnp.pad(logp, short, constant_values=legality.NEGATIVE),
+  )
+
+
+def _dist(policy, params, tree, state, child, level):
+  """Log-probabilities f32[..., F] of a state's children."""
+  return catalogue.log_probs(
+    policy.logits(params, tree, state, child, level), child
   )
 
 
@@ -114,9 +120,8 @@ def along(
   parent = jnp.full_like(item, catalogue.ROOT)
   for level, fan in enumerate(tree.fans):
     child = catalogue.children(tree, parent, fan)
-    logits = policy.logits(params, tree, state, child, level)
+    dist = _dist(policy, params, tree, state, child, level)
     node = path[..., level]
-    dist = catalogue.log_probs(logits, child)
     yield Choice(dist, child, node - tree.child[parent])
     if level < policy.levels - 1:
       own = None if key is None else jax.random.fold_in(key, level)
@@ -144,8 +149,7 @@ def samples(
   node = jnp.full((B, count), catalogue.ROOT, jnp.int32)
   for level, fan in enumerate(tree.fans):
     child = catalogue.children(tree, node, fan)
-    logits = policy.logits(params, tree, state, child, level)
-    dist = catalogue.log_probs(logits, child)
+    dist = _dist(policy, params, tree, state, child, level)
     draw = jax.random.categorical(jax.random.fold_in(key, level), dist)
     node = jnp.take_along_axis(child, draw[..., None], axis=-1)[..., 0]
     if level < policy.levels - 1:

@@ -49,6 +49,15 @@ class Nodes(Protocol):
   code: Array
 
 
+def at_codes(logits: Array, code: Array) -> Array:
+  """Logits f32[..., F] of codes i32[..., F], from f32[..., V]; PAD as 0."""
+  # As one vector: gradients of a gather along an axis cost far more.
+  V = logits.shape[-1]
+  row = jnp.arange(0, logits.size, V, dtype=jnp.int32)
+  row = row.reshape(*code.shape[:-1], 1)
+  return logits.ravel()[jnp.maximum(code, 0) + row]
+
+
 class NextItemPolicy(NamedTuple):
   """Pure functions of a policy over the whole catalogue.
 
@@ -142,11 +151,7 @@ class NextItem(nn.Module):
     bias = self.bias[level]
     every = x @ self.sid[level].T + bias.reshape((1,) * (x.ndim - 1) + (-1,))
     safe = jnp.maximum(child, 0)
-    # As one vector: gradients of a gather along an axis cost far more.
-    V = every.shape[-1]
-    row = jnp.arange(0, every.size, V, dtype=jnp.int32)
-    row = row.reshape(*child.shape[:-1], 1)
-    out = every.ravel()[jnp.maximum(nodes.code[safe], 0) + row]
+    out = at_codes(every, nodes.code[safe])
     if level:
       near = x @ self.widen.T
       out = out + jnp.einsum("...fr,...r->...f", self.own[safe], near)

@@ -5,6 +5,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import tiger_rl
@@ -32,7 +33,7 @@ ITEMS = 14
 TREE = catalogue.build(toys.catalogue(items=ITEMS).sids)
 POLICY = next_item.make_policy(
   PolicyConfig(dim=8, layers=1),
-  NextItemConfig(history=2),
+  NextItemConfig(history=2, dropout=0.0),
   next_item.Sizes(TREE.code.size, 3, 3),
 )
 LIKED = jax.nn.softmax(2 * jax.random.normal(jax.random.key(7), (ITEMS,)))
@@ -107,9 +108,12 @@ def test_rankings_reach_the_enumerated_optimum():
 
   optimum = float((jnp.sort(LIKED)[::-1][: rl.PLACES] * worth).sum())
   assert value(state.params) < 0.8 * optimum
-  for number in range(train.steps):
-    key, own = jax.random.split(jax.random.key(number))
-    target = jax.random.choice(own, ITEMS, (64,), p=LIKED)
+  p = np.asarray(LIKED, np.float64)
+  draws = np.random.default_rng(0).choice(
+    ITEMS, (train.steps, 128), p=p / p.sum()
+  )
+  for number, target in enumerate(draws.astype(np.int32)):
+    key = jax.random.key(number)
     state, _ = step(TREE, reference, state, _batch(target), key)
   assert value(state.params) > 0.99 * optimum
 
@@ -118,9 +122,13 @@ def test_the_kl_holds_the_policy_where_nothing_is_to_gain():
   method = _method(explore="beam", credit="ranking", group=4, kl=1.0)
   params, other = _params(), jax.tree.map(lambda x: 1.2 * x, _params())
   batch = _batch(jnp.array([PAD, PAD]))  # Nothing came next.
-  of = lambda reference: jax.grad(
-    lambda p: rl.ranked(method, TREE, reference, p, batch, jax.random.key(0))[0]
-  )(params)
+
+  @jax.jit
+  def of(reference):
+    key = jax.random.key(0)
+    loss = lambda p: rl.ranked(method, TREE, reference, p, batch, key)[0]
+    return jax.grad(loss)(params)
+
   assert jnp.abs(_flat(of(params))).max() < 1e-5
   assert jnp.abs(_flat(of(other))).max() > 1e-3
 
@@ -156,12 +164,8 @@ def _config(changes):
 
 @pytest.mark.parametrize(
   "changes",
-  (
-    {},
-    {"rl.explore": "chains", "rl.credit": "centred"},
-    {"rl.objective": "likelihood"},
-  ),
-  ids=("ranking", "hits", "control"),
+  ({}, {"rl.objective": "likelihood"}),
+  ids=("ranking", "control"),
 )
 def test_a_run_learns_and_reports_both_policies(changes, tmp_path):
   config = _config(changes)

@@ -16,6 +16,7 @@ from rerank_rl.data.sequences import Windows
 from rerank_rl.decoding import next_item as decoding
 from rerank_rl.decoding import tree as trees
 from rerank_rl.decoding.catalogue import Tree
+from rerank_rl.decoding.legality import NEGATIVE
 from rerank_rl.models.next_item import NextItemPolicy
 from rerank_rl.rl import credit, learner, objectives, ranking
 from rerank_rl.training import fitting
@@ -41,9 +42,16 @@ class Asked(NamedTuple):
   target: Array
 
 
-def ask(policy: NextItemPolicy, tree: Tree, params, batch: Windows, at: Array):
-  """`Asked` at the places i32[B] of a batch."""
-  state = policy.encode(params, tree, batch.item, batch.place)
+def ask(
+  policy: NextItemPolicy,
+  tree: Tree,
+  params,
+  batch: Windows,
+  at: Array,
+  key: Array,
+) -> Asked:
+  """`Asked` at the places i32[B] of a batch; the trunk drops out by the key."""
+  state = policy.encode(params, tree, batch.item, batch.place, key)
   at = at[:, None]
   return Asked(
     jnp.take_along_axis(state, at[..., None], axis=1)[:, 0],
@@ -110,21 +118,25 @@ def ranked(method, tree, reference, params, batch: Windows, key):
     (loss, denominator, figures for the loop).
   """
   policy, config = method.policy, method.config
-  keys = jax.random.split(key, 3)
-  at = jax.random.categorical(keys[0], jnp.where(batch.target >= 0, 0.0, -1e9))
-  now = ask(policy, tree, params, batch, at)
+  asking, finding, drawing, dropping = jax.random.split(key, 4)
+  again = jax.random.clone(dropping)
+  at = jax.random.categorical(
+    asking, jnp.where(batch.target >= 0, 0.0, NEGATIVE)
+  )
+  now = ask(policy, tree, params, batch, at, dropping)
   frozen = jax.lax.stop_gradient((params, now.state))
   item = EXPLORE[config.explore](
-    policy, frozen[0], tree, frozen[1], config.group, keys[1]
+    policy, frozen[0], tree, frozen[1], config.group, finding
   )
   scores = learner.score_items(policy, params, tree, now.state, item)
-  before = ask(policy, tree, reference, batch, at)
+  # What is dropped is the same: the KL is then 0 where nothing was learnt.
+  before = ask(policy, tree, reference, batch, at, again)
   old = learner.score_items(policy, reference, tree, before.state, item)
   found = token_tree(tree, item, scores)
   hit = (item == now.target[:, None]) & (item >= 0)
   hit = hit.astype(scores.logp.dtype)
   outcome = Outcome(hit, hit[..., None], 0 * hit)
-  given = CREDIT[config.credit](found, outcome, config, keys[2])
+  given = CREDIT[config.credit](found, outcome, config, drawing)
   main = objectives.reinforce(found, scores, given, config.clip)
   far = objectives.weighted(found, objectives.kl(scores, old))
   dead = credit.zero_variance(given)
