@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks import common
 from rerank_rl.decoding import catalogue
+from rerank_rl.models import next_item
 
 _SIZES = flags.DEFINE_list(
   "sizes", ["10000", "100000", "1000000", "10000000"], "Sizes of catalogues."
@@ -39,7 +40,8 @@ def walk(tree: catalogue.Tree, logits, key, widths: Sequence[int]):
   node = jnp.full(logits.shape[1], catalogue.ROOT, jnp.int32)
   for level, width in enumerate(widths):
     child = catalogue.children(tree, node, width)
-    logp = catalogue.log_probs(tree, logits[level], child)
+    code = catalogue.token_of(tree, child)
+    logp = catalogue.log_probs(next_item.at_codes(logits[level], code), child)
     drawn = jax.random.categorical(jax.random.fold_in(key, level), logp)
     node = jnp.take_along_axis(child, drawn[:, None], axis=1)[:, 0]
   return catalogue.item_at(tree, node)

@@ -187,7 +187,7 @@ class NextItemConfig:
 
   history: int = _within(20, 1)
   dropout: float = _within(0.2, 0, 0.9)
-  item_embedding: bool = True  # Beside the sum of the codes' embeddings.
+  own_dim: int = _within(16, 1)  # Of what a prefix adds to its codes.
 
 
 @dataclasses.dataclass(frozen=True)

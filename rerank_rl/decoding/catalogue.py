@@ -12,8 +12,6 @@ shapes; the tree is replicated over a mesh, nodes are split like the batch.
 Letters: M items, L levels, V codes, n nodes, F children, X ranks.
 """
 
-from collections.abc import Sequence
-
 from flax import struct
 import jax.numpy as jnp
 import numpy as np
@@ -156,43 +154,14 @@ def descend(tree: Tree, node: Array, code: Array, width: int) -> Array:
   return jnp.where(same, child, PAD).max(-1)
 
 
-def log_probs(tree: Tree, logits: Array, child: Array) -> Array:
-  """Log-probabilities of the legal tokens.
+def log_probs(logits: Array, child: Array) -> Array:
+  """Log-probabilities f32[..., F] of legal next nodes.
 
   Args:
-    tree: the catalogue.
-    logits: f32[..., V], of all codes of the level.
+    logits: f32[..., F], one a child.
     child: i32[..., F], from `children`.
 
   Returns:
-    f32[..., F]; NEGATIVE at PAD, 0 everywhere if nothing is legal.
+    NEGATIVE at PAD, 0 everywhere if nothing is legal.
   """
-  V = logits.shape[-1]
-  code = jnp.maximum(token_of(tree, child), 0)
-  # As one vector: gradients of a gather along an axis cost far more.
-  row = jnp.arange(0, logits.size, V, dtype=jnp.int32)
-  index = code + row.reshape(*child.shape[:-1], 1)
-  return legality.renormalise(logits.ravel()[index], child >= 0)
-
-
-def path_log_probs(tree: Tree, logits: Sequence[Array], item: Array) -> Array:
-  """Log-probability of each token of items, given those before it.
-
-  Args:
-    tree: the catalogue.
-    logits: L of f32[..., V], of the states along the items' paths.
-    item: i32[...]; PAD gives 0.
-
-  Returns:
-    f32[..., L]; their sum is the item's log-probability.
-  """
-  path = tree.path[jnp.maximum(item, 0)]
-  parent = jnp.full_like(path[..., 0], ROOT)
-  out = []
-  for level, width in enumerate(tree.fans):
-    child = children(tree, parent, width)
-    dist = log_probs(tree, logits[level], child)
-    slot = path[..., level] - tree.child[parent]
-    out.append(jnp.take_along_axis(dist, slot[..., None], axis=-1)[..., 0])
-    parent = path[..., level]
-  return jnp.where((item >= 0)[..., None], jnp.stack(out, axis=-1), 0)
+  return legality.renormalise(logits, child >= 0)

@@ -1,16 +1,17 @@
 """The next-item policy: an item-level trunk, a small token-level decoder.
 
-The trunk reads a history causally, an item a position; an item's embedding is
-the sum of its semantic ID's codes' and, where the configuration says so, one
-of its own. From the trunk's state the decoder writes the next item's tokens:
-a code's embedding and an MLP lead from one level's state to the next.
+The trunk reads a history causally, an item a position. An item is the sum of
+its prefixes, the nodes on its path through the catalogue's tree: a node is its
+last code's embedding, which it shares, and a short one of its own. From the
+trunk's state the decoder writes the next item's tokens: a node's embedding and
+an MLP lead from one level's state to the next.
 
-Letters: M items, V codes, L levels, H history, d width.
+Letters: M items, n nodes, V codes, L levels, H history, F children, d width.
 """
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from flax import linen as nn
 import jax
@@ -19,38 +20,60 @@ import jax.numpy as jnp
 from rerank_rl.config import NextItemConfig, PolicyConfig
 from rerank_rl.models import policy
 from rerank_rl.models.transformer import Transformer
+from rerank_rl.types import Array
 
 
 class Sizes(NamedTuple):
   """Static sizes of a catalogue's semantic IDs.
 
   Attributes:
-    items: M.
+    nodes: n, distinct prefixes, the empty one among them.
     levels: L.
     codes: V, codes a level.
   """
 
-  items: int
+  nodes: int
   levels: int
   codes: int
+
+
+class Nodes(Protocol):
+  """What the policy reads of a catalogue (`decoding.catalogue.Tree`).
+
+  Attributes:
+    path: i32[M, L], item -> the nodes from its first token to its leaf.
+    code: i32[n], the token that leads to each node.
+  """
+
+  path: Array
+  code: Array
+
+
+def at_codes(logits: Array, code: Array) -> Array:
+  """Logits f32[..., F] of codes i32[..., F], from f32[..., V]; PAD as 0."""
+  # As one vector: gradients of a gather along an axis cost far more.
+  V = logits.shape[-1]
+  row = jnp.arange(0, logits.size, V, dtype=jnp.int32)
+  row = row.reshape(*code.shape[:-1], 1)
+  return logits.ravel()[jnp.maximum(code, 0) + row]
 
 
 class NextItemPolicy(NamedTuple):
   """Pure functions of a policy over the whole catalogue.
 
+  Dropout acts where the last argument, a key, is not None.
+
   Attributes:
     levels: tokens an item (L).
     init: (key) -> params.
-    encode: (params, sids i32[M, L], item i32[B, H], place i32[B, H]) ->
+    encode: (params, nodes, item i32[B, H], place i32[B, H], key) ->
       f32[B, H, d], the states that choose each next item's first token; item
       and place as in `data.sequences.Windows`.
-    step: (params, state f32[..., d], code i32[...], level) -> f32[..., d],
-      the state after the token of `level`; PAD feeds nothing.
-    logits: (params, state f32[..., d], level) -> f32[..., V], of all codes;
-      `decoding.catalogue` tells which are legal.
-    teach: (params, sids, item, place, target i32[B, H], key) -> L of
-      f32[B, H, V], the logits along the targets' tokens; dropout acts where
-      the key is not None.
+    step: (params, nodes, state f32[..., d], node i32[...], level, key) ->
+      f32[..., d], the state after the token of `level` that leads to a node;
+      PAD feeds nothing.
+    logits: (params, nodes, state f32[..., d], child i32[..., F], level) ->
+      f32[..., F], of a node's children; anything at PAD.
   """
 
   levels: int
@@ -58,7 +81,6 @@ class NextItemPolicy(NamedTuple):
   encode: Callable
   step: Callable
   logits: Callable
-  teach: Callable
 
 
 class NextItem(nn.Module):
@@ -77,11 +99,11 @@ class NextItem(nn.Module):
     each = range(sizes.levels)
     self.sid = param("sid", sizes.levels, sizes.codes, c.dim)
     self.past = param("past", self.task.history, c.dim)
-    zeros = nn.initializers.zeros_init()
-    if self.task.item_embedding:
-      # From zero: an item that is hardly seen stays what its codes say.
-      shape = (sizes.items, c.dim)
-      self.own = self.param("own", zeros, shape, dtype)
+    zeros, short = nn.initializers.zeros_init(), self.task.own_dim
+    # From zero: a prefix that is hardly seen stays what its codes say.
+    self.own = self.param("own", zeros, (sizes.nodes, short), dtype)
+    lecun = nn.initializers.lecun_normal()
+    self.widen = self.param("widen", lecun, (short, c.dim), dtype)
     self.drop = nn.Dropout(self.task.dropout)
     self.body = Transformer(c.dim, c.layers, c.heads, dtype, self.task.dropout)
     norm = functools.partial(nn.LayerNorm, dtype=dtype, param_dtype=dtype)
@@ -96,14 +118,14 @@ class NextItem(nn.Module):
   def _dropped(self, x):
     return self.drop(x, deterministic=not self.has_rng("dropout"))
 
-  def encode(self, sids, item, place):
+  def encode(self, nodes, item, place):
     """States f32[B, H, d]; see `NextItemPolicy`."""
     real = place >= 0
-    safe = jnp.maximum(item, 0)
-    x = self.sid[jnp.arange(self.sizes.levels), sids[safe]].sum(-2)
+    path = nodes.path[jnp.maximum(item, 0)]
+    code = nodes.code[path]
+    x = self.sid[jnp.arange(self.sizes.levels), code].sum(-2)
+    x = x + self.own[path].sum(-2) @ self.widen
     x = x + self.past[jnp.maximum(place, 0)]
-    if self.task.item_embedding:
-      x = x + self.own[safe]
     x = jnp.where(real[..., None], x, 0)
     sequence = jnp.cumsum(place == 0, axis=1)
     order = jnp.arange(item.shape[1])
@@ -112,31 +134,36 @@ class NextItem(nn.Module):
     states, _ = self.body.encode(self._dropped(x), mask)
     return self._dropped(states)
 
-  def step(self, state, code, level):
+  def step(self, nodes, state, node, level):
     """The state after a token f32[..., d]."""
-    fed = self.sid[level, jnp.maximum(code, 0)]
-    x = state + jnp.where((code >= 0)[..., None], fed, 0)
+    safe = jnp.maximum(node, 0)
+    fed = self.sid[level, nodes.code[safe]] + self.own[safe] @ self.widen
+    x = state + jnp.where((node >= 0)[..., None], fed, 0)
     hidden = nn.gelu(self.ups[level](self.norms[level](x)))
     return x + self._dropped(self.downs[level](hidden))
 
-  def logits(self, state, level):
-    """Logits f32[..., V]; output embeddings are tied to the input's."""
+  def logits(self, nodes, state, child, level):
+    """Logits f32[..., F]; output embeddings are tied to the input's.
+
+    Nodes of the first level are codes: nothing of their own is needed there.
+    """
     x = self.norms[-1](state) @ self.query[level]
     bias = self.bias[level]
-    return x @ self.sid[level].T + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+    every = x @ self.sid[level].T + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+    safe = jnp.maximum(child, 0)
+    out = at_codes(every, nodes.code[safe])
+    if level:
+      near = x @ self.widen.T
+      out = out + jnp.einsum("...fr,...r->...f", self.own[safe], near)
+    return out
 
-  def teach(self, sids, item, place, target):
-    """Logits along the targets' tokens, L of f32[B, H, V].
-
-    Not stacked: the gradient of a stack is copied through every level.
-    """
-    state = self.encode(sids, item, place)
-    codes = sids[jnp.maximum(target, 0)]
-    out = [self.logits(state, 0)]
-    for level in range(self.sizes.levels - 1):
-      state = self.step(state, codes[..., level], level)
-      out.append(self.logits(state, level + 1))
-    return tuple(out)
+  def everything(self, nodes, item):
+    """Calls all parts once, so that they get their parameters."""
+    state = self.encode(nodes, item, item)[:, 0]
+    for level in range(self.sizes.levels):
+      self.logits(nodes, state, item, level)
+      if level < self.sizes.levels - 1:
+        state = self.step(nodes, state, item[:, 0], level)
 
 
 @functools.cache
@@ -150,26 +177,39 @@ def make_policy(
   """
   policy.check(config)
   module = NextItem(config, task, sizes)
-  call = lambda params, *args, method: module.apply(
-    {"params": params}, *args, method=method
-  )
+
+  def call(method, params, *args, key=None):
+    rngs = {} if key is None else {"dropout": key}
+    return module.apply({"params": params}, *args, method=method, rngs=rngs)
 
   def init(key):
-    sids = jnp.zeros((sizes.items, sizes.levels), jnp.int32)
+    nowhere = _Nowhere(
+      jnp.zeros((1, sizes.levels), jnp.int32),
+      jnp.zeros(sizes.nodes, jnp.int32),
+    )
     row = jnp.zeros((1, task.history), jnp.int32)
-    return module.init(key, sids, row, row, row, method="teach")["params"]
+    return module.init(key, nowhere, row, method="everything")["params"]
 
-  def teach(params, sids, item, place, target, key):
-    rngs = {} if key is None else {"dropout": key}
-    args = (sids, item, place, target)
-    return module.apply({"params": params}, *args, rngs=rngs, method="teach")
+  def encode(params, nodes, item, place, key=None):
+    return call("encode", params, nodes, item, place, key=key)
 
-  part = lambda method: functools.partial(call, method=method)
+  def step(params, nodes, state, node, level, key=None):
+    return call("step", params, nodes, state, node, level, key=key)
+
+  def logits(params, nodes, state, child, level):
+    return call("logits", params, nodes, state, child, level)
+
   return NextItemPolicy(
     sizes.levels,
     init,
-    jax.jit(part("encode")),
-    jax.jit(part("step"), static_argnums=3),
-    jax.jit(part("logits"), static_argnums=2),
-    jax.jit(teach),
+    jax.jit(encode),
+    jax.jit(step, static_argnums=4),
+    jax.jit(logits, static_argnums=4),
   )
+
+
+class _Nowhere(NamedTuple):
+  """`Nodes` of one item, to begin with."""
+
+  path: Array
+  code: Array

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.decoding import legality, sample
+from rerank_rl.decoding import catalogue, legality, next_item, sample
+from rerank_rl.models.next_item import NextItemPolicy
 from rerank_rl.models.policy import Policy
 from rerank_rl.types import PAD, Array
 
@@ -133,6 +134,43 @@ def score_logits(
     return PathScores(jnp.where(rank >= 0, logp, 0), dist, first, chosen)
 
   return over_levels(score, logits)
+
+
+def score_items(
+  policy: NextItemPolicy,
+  params,
+  tree: catalogue.Tree,
+  state: Array,
+  item: Array,
+) -> PathScores:
+  """Scores single items of a whole catalogue, token by token.
+
+  Args:
+    policy: pure functions.
+    params: its parameters.
+    tree: the catalogue.
+    state: f32[B, d], states that choose the first token.
+    item: i32[B, G], PAD where there is none.
+
+  Returns:
+    PathScores with T = L; N is the most children that any node has, a token's
+    place is its node's among its parent's children.
+  """
+  B, G = item.shape
+  state = jnp.broadcast_to(state[:, None], (B, G, state.shape[-1]))
+  real = (item >= 0)[..., None]
+  wide = max(tree.fans)
+  logp, dists, legal, chosen = [], [], [], []
+  for choice in next_item.along(policy, params, tree, state, item):
+    more = ((0, 0), (0, 0), (0, wide - choice.dist.shape[-1]))
+    logp.append(next_item.chosen(choice))
+    dists.append(jnp.pad(choice.dist, more, constant_values=legality.NEGATIVE))
+    legal.append(jnp.pad((choice.child >= 0) & real, more))
+    chosen.append(choice.slot)
+  stack = lambda parts: jnp.stack(parts, axis=2)
+  return PathScores(
+    jnp.where(real, stack(logp), 0), stack(dists), stack(legal), stack(chosen)
+  )
 
 
 def soft_labels(trie: legality.Trie, slate: Array, worth: Array) -> PathScores:

@@ -36,8 +36,10 @@ class NextItem(Run):
   @property
   def policy(self) -> models.NextItemPolicy:
     """The configured policy."""
-    items, levels = self.catalogue.sids.shape
-    sizes = models.Sizes(items, levels, int(self.catalogue.sids.max()) + 1)
+    sids = self.catalogue.sids
+    sizes = models.Sizes(
+      self.tree.code.size, sids.shape[1], int(sids.max()) + 1
+    )
     config = self.config
     return models.make_policy(config.policy, config.next_item, sizes)
 
@@ -68,8 +70,8 @@ def start(config: Config, root: pathlib.Path, mesh=None) -> NextItem:
 
 # Jitted once a module, or every stage would compile anew.
 @functools.partial(jax.jit, static_argnums=0)
-def _listed(policy, params, sids, tree, windows, key):
-  state = policy.encode(params, sids, windows.item, windows.place)[:, -1]
+def _listed(policy, params, tree, windows, key):
+  state = policy.encode(params, tree, windows.item, windows.place)[:, -1]
   args = (policy, params, tree, state, judges.LISTED, key)
   return decoding.beam(*args)[0]
 
@@ -84,9 +86,7 @@ def ranker(setting: NextItem) -> Callable[[Any, Windows], np.ndarray]:
   def rank(params: Any, windows: Windows) -> np.ndarray:
     params = local(params)
     return by_chunks(
-      lambda w: _listed(
-        policy, params, setting.catalogue.sids, setting.tree, w, key
-      ),
+      lambda w: _listed(policy, params, setting.tree, w, key),
       CHUNK,
       windows,
     )

@@ -14,6 +14,7 @@ from rerank_rl.training import next_item, pipeline
 from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem
 from rerank_rl.training.stages import next_item as sft
+from rerank_rl.training.stages import next_item_rl as rl
 from rerank_rl.training.stages import tokenize
 
 PROTOCOL = "next_item"
@@ -25,7 +26,7 @@ def semantic_ids(setting: NextItem) -> NextItem:
 
 
 STAGES: Mapping[str, Callable] = MappingProxyType(
-  {"tokenizer": semantic_ids, sft.STAGE: sft.run}
+  {"tokenizer": semantic_ids, sft.STAGE: sft.run, rl.STAGE: rl.run}
 )
 
 
@@ -35,10 +36,12 @@ def check(config: Config) -> None:
   Raises:
     ConfigError: unknown data, stages missing, numbers that cannot be run.
   """
-  pipeline.check_all(config, STAGES)
+  pipeline.check_stages(config, STAGES, ("tokenizer", sft.STAGE))
   load.check(config, load.SEQUENCES)
   policy.check(config.policy)
   states.check(config.sft, "config.sft")
+  if rl.STAGE in config.stages:
+    rl.check(config)
 
 
 def begin(config: Config, root: pathlib.Path) -> NextItem:

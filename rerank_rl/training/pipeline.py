@@ -51,8 +51,19 @@ NEEDS = {"mine": "lookahead", "distill": "mine", "critic": "sft", "rl": "sft"}
 PROTOCOLS = ("value", "recovery", "oracle")
 
 
-def check_stages(config: Config, known: Mapping[str, Any]) -> None:
-  """Raises ConfigError: a stage that is not known, twice or out of order."""
+def check_stages(
+  config: Config, known: Mapping[str, Any], first: tuple[str, ...] = ()
+) -> None:
+  """Refuses stages that make no run.
+
+  Args:
+    config: the run's.
+    known: the task's stages, in their order.
+    first: those that a run must begin with.
+
+  Raises:
+    ConfigError: a stage that is not known, twice, out of order or missing.
+  """
   for stage in config.stages:
     if stage not in known:
       raise ConfigError(
@@ -64,15 +75,10 @@ def check_stages(config: Config, known: Mapping[str, Any]) -> None:
       f"config.stages={config.stages}; each once, in the order "
       f"{', '.join(known)}."
     )
-
-
-def check_all(config: Config, known: Mapping[str, Any]) -> None:
-  """Raises ConfigError: not just the stages that a task has, in their order."""
-  check_stages(config, known)
-  if config.stages != tuple(known):
+  if config.stages[: len(first)] != first:
     raise ConfigError(
       f"config.stages={config.stages}; the protocol {config.protocol!r} needs "
-      f"{' and '.join(known)}."
+      f"{' and '.join(first)} first."
     )
 
 

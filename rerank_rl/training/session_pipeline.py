@@ -30,7 +30,7 @@ def check(config: Config) -> None:
   Raises:
     ConfigError: unknown data, stages missing, parts that sessions lack.
   """
-  pipeline.check_all(config, STAGES)
+  pipeline.check_stages(config, STAGES, tuple(STAGES))
   load.check(config, sessions.SESSIONS)
   policy.check(config.policy)
   stage.check(config)

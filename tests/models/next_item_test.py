@@ -11,6 +11,7 @@ from rerank_rl.config import NextItemConfig, PolicyConfig
 from rerank_rl.decoding import catalogue, legality
 from rerank_rl.decoding import next_item as decoding
 from rerank_rl.models import next_item
+from rerank_rl.rl import learner
 from rerank_rl.types import PAD
 from tests import toys
 
@@ -20,7 +21,7 @@ TREE = catalogue.build(SIDS)
 POLICY = next_item.make_policy(
   PolicyConfig(dim=8),
   NextItemConfig(history=WIDTH, dropout=0.5),
-  next_item.Sizes(ITEMS, 3, 3),
+  next_item.Sizes(TREE.code.size, 3, 3),
 )
 
 
@@ -28,7 +29,7 @@ POLICY = next_item.make_policy(
 def params():
   made = jax.jit(POLICY.init)(jax.random.key(0))
   key = jax.random.key(1)
-  # The items' own embeddings begin at zero and would hide mistakes.
+  # Prefixes' own embeddings begin at zero and would hide mistakes.
   return made | {"own": jax.random.normal(key, made["own"].shape)}
 
 
@@ -44,21 +45,21 @@ def _row(*sequences):
 
 def test_a_sequence_does_not_see_its_neighbours_in_the_row(params):
   item, place = _row([3, 1], [4, 0, 9])
-  both = POLICY.encode(params, SIDS, item, place)[0]
-  one = POLICY.encode(params, SIDS, *_row([3, 1]))[0]
-  two = POLICY.encode(params, SIDS, *_row([4, 0, 9]))[0]
+  both = POLICY.encode(params, TREE, item, place)[0]
+  one = POLICY.encode(params, TREE, *_row([3, 1]))[0]
+  two = POLICY.encode(params, TREE, *_row([4, 0, 9]))[0]
   np.testing.assert_allclose(both[:2], one[:2], atol=1e-5)
   np.testing.assert_allclose(both[2:5], two[:3], atol=1e-5)
   # Padded on the left, as validation and test rows are.
   left = POLICY.encode(
-    params, SIDS, jnp.roll(item, 1, 1), jnp.roll(place, 1, 1)
+    params, TREE, jnp.roll(item, 1, 1), jnp.roll(place, 1, 1)
   )[0]
   np.testing.assert_allclose(left[3:6], two[:3], atol=1e-5)
 
 
 def test_states_are_causal_and_read_the_past(params):
   rows = [_row([3, 1, 4, 7]), _row([3, 1, 4, 8]), _row([3, 2, 4, 7])]
-  a, b, c = (POLICY.encode(params, SIDS, *row)[0] for row in rows)
+  a, b, c = (POLICY.encode(params, TREE, *row)[0] for row in rows)
   np.testing.assert_allclose(a[:3], b[:3], atol=1e-5)
   assert np.abs(a[3] - b[3]).max() > 1e-2
   assert np.abs(a[2] - c[2]).max() > 1e-3
@@ -69,43 +70,62 @@ def _log_probs(params, state):
   """f32[M], of every item after states f32[1, d], token by token."""
   items = jnp.arange(ITEMS)
   state = jnp.broadcast_to(state, (ITEMS, state.shape[-1]))
-  logits = []
-  for level in range(3):
-    logits.append(POLICY.logits(params, state, level))
-    if level < 2:
-      state = POLICY.step(params, state, SIDS[:, level], level)
-  return catalogue.path_log_probs(TREE, logits, items).sum(-1)
+  choices = decoding.along(POLICY, params, TREE, state, items)
+  return sum(map(decoding.chosen, choices))
 
 
 def test_the_probabilities_of_all_items_sum_to_one(params):
   item, place = _row([3, 1, 4])
-  state = POLICY.encode(params, SIDS, item, place)[:, 2]
+  state = POLICY.encode(params, TREE, item, place)[:, 2]
   logp = _log_probs(params, state)
   np.testing.assert_allclose(np.exp(logp).sum(), 1, rtol=1e-4)
   assert np.ptp(logp) > 0.1
 
 
+def test_prefixes_that_share_a_code_differ_by_what_is_their_own(params):
+  item, place = _row([3, 1, 4])
+  state = POLICY.encode(params, TREE, item, place)[:, 2]
+  bare = params | {"own": jnp.zeros_like(params["own"])}
+  gap = lambda p: _log_probs(p, state)
+  assert np.abs(gap(params) - gap(bare)).max() > 1e-2
+
+
 def test_the_learner_scores_what_the_decoder_does(params):
   item, place = _row([3, 1, 4])
-  target = jnp.where(item >= 0, jnp.roll(item, -1, 1), PAD)
-  logits = POLICY.teach(params, SIDS, item, place, target, None)
-  learnt = catalogue.path_log_probs(TREE, logits, target).sum(-1)
-  state = POLICY.encode(params, SIDS, item, place)
-  for at in range(2):
-    rolled = _log_probs(params, state[:, at])[int(target[0, at])]
-    np.testing.assert_allclose(learnt[0, at], rolled, atol=1e-5)
+  state = POLICY.encode(params, TREE, item, place)[:, 2]
+  items = jnp.array([[5, 0, 13, PAD]])
+  score = jax.jit(learner.score_items, static_argnums=0)
+  scores = score(POLICY, params, TREE, state, items)
+  want = _log_probs(params, state)[items[0, :3]]
+  np.testing.assert_allclose(scores.logp[0, :3].sum(-1), want, atol=1e-5)
+  assert (scores.logp[0, 3] == 0).all() and not scores.legal[0, 3].any()
+  mass = jnp.where(scores.legal, jnp.exp(scores.dist), 0).sum(-1)[0]
+  np.testing.assert_allclose(mass[:3], 1, rtol=1e-5)
+
+
+def test_samples_come_as_often_as_the_policy_says(params):
+  item, place = _row([3, 1, 4])
+  state = POLICY.encode(params, TREE, item, place)[:, 2]
+  draw = jax.jit(decoding.samples, static_argnums=(0, 4))
+  found = draw(POLICY, params, TREE, state, 20_000, jax.random.key(3))
+  share = np.bincount(found[0], minlength=ITEMS) / found.shape[1]
+  p = np.exp(_log_probs(params, state))
+  assert np.abs(share - p).max() < 5 * np.sqrt(p.max() / found.shape[1])
 
 
 def test_dropout_acts_where_there_is_a_key(params):
   item, place = _row([3, 1, 4])
-  teach = lambda key: POLICY.teach(params, SIDS, item, place, item, key)[-1]
-  assert np.abs(teach(None) - teach(jax.random.key(0))).max() > 1e-2
-  np.testing.assert_array_equal(teach(None), teach(None))
+  encode = lambda key: POLICY.encode(params, TREE, item, place, key)
+  assert np.abs(encode(None) - encode(jax.random.key(0))).max() > 1e-2
+  state = encode(None)[:, 0]
+  step = lambda key: POLICY.step(params, TREE, state, jnp.array([2]), 1, key)
+  assert np.abs(step(None) - step(jax.random.key(0))).max() > 1e-2
+  np.testing.assert_array_equal(step(None), step(None))
 
 
 def test_a_wide_beam_is_a_full_ranking(params):
   item, place = _row([3, 1, 4])
-  state = POLICY.encode(params, SIDS, item, place)[:, 2]
+  state = POLICY.encode(params, TREE, item, place)[:, 2]
   want = np.asarray(_log_probs(params, state))
   search = jax.jit(decoding.beam, static_argnums=(0, 4))
   beam = lambda width, gone=None: search(
@@ -129,7 +149,7 @@ def test_ties_are_broken_at_random():
   cube = jnp.array(list(itertools.product(range(3), repeat=3)))
   tree = catalogue.build(cube)
   policy = next_item.make_policy(
-    PolicyConfig(dim=8), NextItemConfig(history=1), next_item.Sizes(27, 3, 3)
+    PolicyConfig(dim=8), NextItemConfig(history=1), next_item.Sizes(40, 3, 3)
   )
   flat = jax.tree.map(jnp.zeros_like, jax.jit(policy.init)(jax.random.key(0)))
   state = jnp.zeros((1, 8))

@@ -146,7 +146,8 @@ def test_metrics_are_those_of_the_ranks():
   "changes, words",
   (
     ({"stages": ("sft",)}, "tokenizer and sft"),
-    ({"stages": ("tokenizer", "rl")}, "'rl'"),
+    ({"stages": ("tokenizer", "rl")}, "tokenizer and sft"),
+    ({"stages": ("tokenizer", "sft", "critic")}, "'critic'"),
     ({"data.name": "kuairand_pure"}, "amazon_beauty"),
     ({"policy.heads": 3}, "multiple"),
     ({"sft.warmup_steps": 60}, "warmup_steps=60"),

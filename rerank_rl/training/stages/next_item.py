@@ -3,32 +3,43 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
-from rerank_rl.decoding import catalogue
+from rerank_rl.data.sequences import Windows
+from rerank_rl.decoding import next_item as decoding
+from rerank_rl.decoding.catalogue import Tree
 from rerank_rl.models.next_item import NextItemPolicy
 from rerank_rl.training import fitting
 from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem, selection
 from rerank_rl.training.setting import ready
 from rerank_rl.training.stages.sft import STAGE
+from rerank_rl.types import Array
+
+
+def cross_entropy(
+  policy: NextItemPolicy, tree: Tree, params, batch: Windows, key: Array
+) -> tuple[Array, Array]:
+  """Of all next items under the catalogue's legality, with dropout.
+
+    - sum_l log p(token_l | history, tokens before it)
+
+  Returns:
+    (sum over the places of a sequence that have a target, their number).
+  """
+  keys = jax.random.split(key)
+  state = policy.encode(params, tree, batch.item, batch.place, keys[0])
+  choices = decoding.along(policy, params, tree, state, batch.target, keys[1])
+  logp = sum(map(decoding.chosen, choices))
+  real = batch.target >= 0
+  return -jnp.where(real, logp, 0).sum(), real.sum()
 
 
 def make_step(policy: NextItemPolicy, tx, decay: float) -> Callable:
-  """The SFT step: (sids, tree, state, batch, key) -> (state, metrics).
+  """The SFT step: (tree, state, batch, key) -> (state, metrics)."""
 
-    loss = -sum_l log p(token_l | history, tokens before it), mean over items,
-
-  each token under the catalogue's legality, at every place of a sequence.
-  """
-
-  def step(sids, tree, state, batch, key):
-    def objective(params):
-      logits = policy.teach(
-        params, sids, batch.item, batch.place, batch.target, key
-      )
-      total = -catalogue.path_log_probs(tree, logits, batch.target).sum()
-      return total, (batch.target >= 0).sum()
-
+  def step(tree, state, batch, key):
+    objective = lambda params: cross_entropy(policy, tree, params, batch, key)
     return states.step_on(state, objective, tx, decay)
 
   return step
@@ -61,9 +72,7 @@ def _fit(setting: NextItem) -> None:
   config, policy = setting.config.sft, setting.policy
   tx = states.optimizer(config)
   params = jax.jit(policy.init)(setting.key("policy"))
-  step = jax.tree_util.Partial(
-    make_step(policy, tx, config.ema), setting.catalogue.sids, setting.tree
-  )
+  step = jax.tree_util.Partial(make_step(policy, tx, config.ema), setting.tree)
   state = states.create(params, tx)
   batches = fitting.local_batches(setting, config.batch_size, STAGE)
   fitting.fit(setting, STAGE, state, step, batches, config, selection(setting))

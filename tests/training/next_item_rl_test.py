@@ -1,0 +1,193 @@
+"""RL on the next item: its gradient, its optimum, a run of seconds."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiger_rl
+from rerank_rl import config as config_lib
+from rerank_rl.config import (
+  ConfigError,
+  NextItemConfig,
+  PolicyConfig,
+  RLConfig,
+  TrainConfig,
+)
+from rerank_rl.data.sequences import Windows
+from rerank_rl.decoding import catalogue
+from rerank_rl.decoding import next_item as decoding
+from rerank_rl.evaluation import report
+from rerank_rl.models import next_item
+from rerank_rl.rl import ranking
+from rerank_rl.training import state as states
+from rerank_rl.training import tasks
+from rerank_rl.training.stages import next_item_rl as rl
+from rerank_rl.types import PAD
+from tests import toys
+
+ITEMS = 14
+TREE = catalogue.build(toys.catalogue(items=ITEMS).sids)
+POLICY = next_item.make_policy(
+  PolicyConfig(dim=8, layers=1),
+  NextItemConfig(history=2, dropout=0.0),
+  next_item.Sizes(TREE.code.size, 3, 3),
+)
+LIKED = jax.nn.softmax(2 * jax.random.normal(jax.random.key(7), (ITEMS,)))
+
+
+def _params():
+  params = jax.jit(POLICY.init)(jax.random.key(0))
+  return jax.tree.map(lambda x: 1.5 * x, params)
+
+
+def _batch(target):
+  """A row a target; the second place, which asks for nothing, is padding."""
+  column = lambda x: jnp.stack([x, jnp.full_like(x, PAD)], axis=1)
+  zero = jnp.zeros_like(target)
+  return Windows(column(zero + 3), column(zero), column(target))
+
+
+def _method(tx=None, **changes):
+  config = RLConfig(reward="labels", objective="reinforce", **changes)
+  return rl.Method(POLICY, config, tx, 0.0)
+
+
+def _log_probs(params):
+  """f32[M], of every item after item 3."""
+  batch = _batch(jnp.array([0]))
+  state = POLICY.encode(params, TREE, batch.item, batch.place)[:, 0]
+  state = jnp.broadcast_to(state, (ITEMS, state.shape[-1]))
+  choices = decoding.along(POLICY, params, TREE, state, jnp.arange(ITEMS))
+  return sum(map(decoding.chosen, choices))
+
+
+def _flat(tree):
+  return jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+
+
+def test_the_gradient_is_that_of_the_expected_hit():
+  """Samples of the policy, against the sum over all items."""
+  method = _method(explore="chains", credit="centred", group=20_000, kl=0.0)
+  params, target = _params(), 5
+
+  @jax.jit
+  def estimate(params):
+    loss = lambda p: rl.ranked(
+      method, TREE, params, p, _batch(jnp.array([target])), jax.random.key(1)
+    )
+    return jax.grad(lambda p: loss(p)[0])(params)
+
+  def expected(params):  # Losses have a factor L that their denominator has.
+    return -jnp.exp(_log_probs(params))[target]
+
+  got, want = _flat(estimate(params)), _flat(jax.grad(expected)(params))
+  error = jnp.linalg.norm(got - want) / jnp.linalg.norm(want)
+  assert error < 0.05, error
+
+
+def test_rankings_reach_the_enumerated_optimum():
+  """What comes next is random: the best list is in order of probability."""
+  train = TrainConfig(
+    steps=250, learning_rate=0.03, warmup_steps=0, weight_decay=0.0
+  )
+  tx = states.optimizer(train)
+  method = _method(
+    tx, explore="beam", credit="ranking", group=ITEMS, kl=0.0, temperature=1.0
+  )
+  state = states.create(_params(), tx)
+  step = jax.jit(functools.partial(rl.step, method))
+  reference, worth = _params(), ranking.discounts(rl.PLACES)
+
+  def value(params):
+    best = jnp.argsort(-_log_probs(params))[: rl.PLACES]
+    return float((LIKED[best] * worth).sum())
+
+  optimum = float((jnp.sort(LIKED)[::-1][: rl.PLACES] * worth).sum())
+  assert value(state.params) < 0.8 * optimum
+  p = np.asarray(LIKED, np.float64)
+  draws = np.random.default_rng(0).choice(
+    ITEMS, (train.steps, 128), p=p / p.sum()
+  )
+  for number, target in enumerate(draws.astype(np.int32)):
+    key = jax.random.key(number)
+    state, _ = step(TREE, reference, state, _batch(target), key)
+  assert value(state.params) > 0.99 * optimum
+
+
+def test_the_kl_holds_the_policy_where_nothing_is_to_gain():
+  method = _method(explore="beam", credit="ranking", group=4, kl=1.0)
+  params, other = _params(), jax.tree.map(lambda x: 1.2 * x, _params())
+  batch = _batch(jnp.array([PAD, PAD]))  # Nothing came next.
+
+  @jax.jit
+  def of(reference):
+    key = jax.random.key(0)
+    loss = lambda p: rl.ranked(method, TREE, reference, p, batch, key)[0]
+    return jax.grad(loss)(params)
+
+  assert jnp.abs(_flat(of(params))).max() < 1e-5
+  assert jnp.abs(_flat(of(other))).max() > 1e-3
+
+
+TINY = {
+  "policy.dim": 16,
+  "policy.layers": 1,
+  "world.num_items": 60,
+  "world.num_candidates": 6,
+  "world.slate_size": 2,
+  "world.num_train": 200,
+  "world.history_size": 6,
+  "tokenizer.codes": 8,
+  "tokenizer.iterations": 2,
+  "next_item.history": 6,
+  "sft.steps": 10,
+  "sft.warmup_steps": 2,
+  "sft.eval_every": 10,
+  "rl.group": 8,
+  "rl_train.steps": 4,
+  "rl_train.warmup_steps": 1,
+  "rl_train.batch_size": 8,
+  "rl_train.eval_every": 2,
+}
+
+
+def _config(changes):
+  config = tiger_rl.get_config()
+  with config.ignore_type():
+    config.update_from_flattened_dict(TINY | changes)
+  return config_lib.freeze(config.to_dict())
+
+
+@pytest.mark.parametrize(
+  "changes",
+  ({}, {"rl.objective": "likelihood"}),
+  ids=("ranking", "control"),
+)
+def test_a_run_learns_and_reports_both_policies(changes, tmp_path):
+  config = _config(changes)
+  tasks.of(config).run(config, tmp_path, tmp_path, "command")
+  facts = json.loads((tmp_path / report.REPORT).read_text())
+  assert {"tiger", "tiger_rl"} <= {row["system"] for row in facts["rows"]}
+  steps = [record["step"] for record in facts["history"]["rl"]]
+  assert steps == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  (
+    ({"rl.credit": "centred"}, "beam with ranking"),
+    ({"rl.explore": "fixed_tree"}, "fixed_tree"),
+    ({"rl.reward": "world"}, "labels"),
+    ({"rl.objective": "clipped"}, "likelihood"),
+    ({"rl.group": 1}, "group=1"),
+    ({"stages": ("tokenizer", "rl")}, "tokenizer and sft"),
+  ),
+)
+def test_what_cannot_run_is_refused(changes, words):
+  config = _config(changes)
+  with pytest.raises(ConfigError, match=words):
+    tasks.of(config).check(config)
