@@ -177,10 +177,17 @@ class LevelCritic(nn.Module):
   the weights w learnt; and at each token of a slate v_l(c_l) along the
   tokens chosen so far in its slot. It has a walk of its own, so that values
   and the policy do not pull at one another, and sees no later token.
+
+  Attributes:
+    config: widths.
+    sizes: the data's.
+    unit: what values are multiples of, such as the sum of a session's
+      discounts: a network's outputs learn slowly to be large.
   """
 
   config: PolicyConfig
   sizes: Sizes
+  unit: float = 1.0
 
   def setup(self):
     c, sizes = self.config, self.sizes
@@ -202,7 +209,7 @@ class LevelCritic(nn.Module):
     each = []
     for level, (up, down) in enumerate(zip(self.ups, self.downs, strict=True)):
       each.append(down(nn.gelu(up(states[..., level, :]))))
-    return jnp.concatenate(each, axis=-1)
+    return self.unit * jnp.concatenate(each, axis=-1)
 
   def initialise(self, catalogue, request, share, slate):
     """Touches every parameter; only for `init`."""

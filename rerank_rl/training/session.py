@@ -53,7 +53,9 @@ class SessionRun(Run):
   @property
   def critic(self) -> LevelCritic:
     """The critic of every level, as wide as the policy."""
-    return LevelCritic(self.config.policy, self.sizes)
+    session = self.config.session
+    unit = sum(session.gamma**turn for turn in range(session.turns))
+    return LevelCritic(self.config.policy, self.sizes, unit)
 
   def environment(self, split: str) -> simulation.Environment:
     """The users' behaviour; but for the test's they meet warm items alone."""

@@ -13,7 +13,7 @@ from rerank_rl.evaluation import report
 from rerank_rl.rl import values
 from rerank_rl.training import mesh, session_pipeline, tasks
 
-QUICK = {"rl_train.steps": 300, "rl_train.eval_every": 150}
+QUICK = {"rl_train.steps": 300, "rl_train.eval_every": 300}
 
 
 def _config(variant, changes):
