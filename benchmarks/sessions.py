@@ -56,7 +56,7 @@ def solve(setting: SessionRun, params) -> Solved:
     scores = learner.score_slates(policy, params["policy"], game, slate)
     best = sample.greedy(policy, params["policy"], catalogue, request)
     method = stage.make_method(setting, None)
-    value = stage.state_value(method, params, catalogue, request)
+    value = stage.state_value(method, params, catalogue, request, game)
     return jnp.exp(scores.logp.sum(-1)), best, value
 
   chance, best, value = jax.device_get(read(params, setting.catalogue))

@@ -37,6 +37,7 @@ SMOKE = {
   "critic_train.steps": 12,
   "critic_train.warmup_steps": 5,
   "critic_train.eval_every": 12,
+  "rl.group": 8,
   "rl_train.steps": 12,
   "rl_train.warmup_steps": 5,
   "rl_train.batch_size": 16,
@@ -134,7 +135,7 @@ VARIANTS = {
 
 
 # What a method is: where its own config names one of these, variants do not.
-COMPOSITION = frozenset({"rl.explore", "rl.credit", "rl.objective"})
+COMPOSITION = frozenset({"rl.explore", "rl.credit", "rl.objective", "rl.group"})
 
 
 def build(changes: dict, variant: str = "") -> ConfigDict:

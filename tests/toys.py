@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rerank_rl import config as config_lib
 from rerank_rl.config import PolicyConfig
 from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
@@ -14,6 +15,13 @@ from rerank_rl.types import PAD, Catalogue, Outcome, Request
 
 HEADS = ("global", "pointer", "local_index", "hpn", "hpn_expected")
 SIZES = Sizes(codes=3, levels=3, slots=3, history=4, candidates=5)
+
+
+def frozen(config, changes) -> config_lib.Config:
+  """A config file's ConfigDict with dotted field -> value, frozen."""
+  with config.ignore_type():
+    config.update_from_flattened_dict(changes)
+  return config_lib.freeze(config.to_dict())
 
 
 def catalogue(seed: int = 0, items: int = 20, sizes: Sizes = SIZES):

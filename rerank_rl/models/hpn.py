@@ -169,7 +169,7 @@ class ExpectedPolicy(HierarchicalPolicy):
     return jnp.exp(dist) @ self.descent.sid[level]
 
 
-class LevelCritic(nn.Module):
+class LevelCritic(SemanticTokens, nn.Module):
   """HSRL's critic: what is still to come, read at every level.
 
     V(s) = sum_l softmax(w)_l v_l(c_l)   with c_l along expected tokens,
@@ -206,9 +206,10 @@ class LevelCritic(nn.Module):
 
   def _values(self, states):
     """v_l f32[..., L + 1] of the states f32[..., L + 1, d] of a walk."""
-    each = []
-    for level, (up, down) in enumerate(zip(self.ups, self.downs, strict=True)):
-      each.append(down(nn.gelu(up(states[..., level, :]))))
+    each = [
+      down(nn.gelu(up(states[..., level, :])))
+      for level, (up, down) in enumerate(zip(self.ups, self.downs, strict=True))
+    ]
     return self.unit * jnp.concatenate(each, axis=-1)
 
   def initialise(self, catalogue, request, share, slate):
@@ -226,7 +227,7 @@ class LevelCritic(nn.Module):
         first item: its mean of tokens' embeddings is the expected token's.
     """
     root = self.descent.root(catalogue, request)
-    every = self.descent.embedded(self._tokens(catalogue, request))
+    every = self.descent.embedded(self.tokens_of(catalogue, request))
     expected = jnp.einsum("bn,bnld->bld", share, every)
     states = self.descent.walk(root + self.slot[:1], expected)
     return self._values(states) @ jax.nn.softmax(self.mix)
@@ -242,13 +243,10 @@ class LevelCritic(nn.Module):
     L = self.sizes.levels
     B, G, K = slate.shape
     root = self.descent.root(catalogue, request)
-    tokens = self._tokens(catalogue, request)
+    tokens = self.tokens_of(catalogue, request)
     own = take(tokens, jnp.maximum(slate, 0).reshape(B, G * K))
     own = self.descent.embedded(own).reshape(B, G, K, L, -1)
     start = root[:, None, None] + self.slot[None, None]
     start = jnp.broadcast_to(start, (B, G, K, start.shape[-1]))
     values = self._values(self.descent.walk(start, own))
     return values[..., :L]
-
-  def _tokens(self, catalogue, request):
-    return catalogue.sids[jnp.maximum(request.candidates, 0)]

@@ -103,9 +103,13 @@ def to_go(tree: TokenTree, outcome: Outcome) -> Credit:
   without it has the same expectation, but for the baseline's finite group.
   """
   rewards = on_tokens(outcome.per_item, tree.path.shape[-1])
-  ahead = jnp.flip(jnp.cumsum(jnp.flip(rewards, -1), -1), -1)
-  ahead += outcome.bootstrap[..., None]
+  ahead = still_to_come(rewards) + outcome.bootstrap[..., None]
   return _on_edges(tree, centre(ahead, tree.path != PAD))
+
+
+def still_to_come(rewards: Array) -> Array:
+  """Each place's reward and all later ones', f32[..., T]."""
+  return jnp.flip(jnp.cumsum(jnp.flip(rewards, -1), -1), -1)
 
 
 def on_tokens(per_item: Array, tokens: int) -> Array:

@@ -8,12 +8,8 @@ import jax.numpy as jnp
 
 from rerank_rl.decoding import legality
 from rerank_rl.rl import credit
+from rerank_rl.simulation.reward import discounts
 from rerank_rl.types import Array
-
-
-def discounts(places: int) -> Array:
-  """1 / log2(place + 1) f32[k], what DCG gives each place from 1."""
-  return 1 / jnp.log2(jnp.arange(2, places + 2))
 
 
 def plackett_luce(
@@ -45,8 +41,8 @@ def plackett_luce(
   noise = jax.random.gumbel(key, (B, lists, W), score.dtype)
   _, order = jax.lax.top_k(score + noise, places)
   worth = jnp.take_along_axis(jnp.where(where, gain, 0)[:, None], order, -1)
-  worth *= discounts(places)[None, None].astype(worth.dtype)
-  ahead = jnp.flip(jnp.cumsum(jnp.flip(worth, -1), -1), -1)
+  worth *= discounts(places, worth.dtype)[None, None]
+  ahead = credit.still_to_come(worth)
   advantage = credit.centre(ahead, jnp.ones(ahead.shape, bool))
   chosen = jax.nn.one_hot(order, W, dtype=score.dtype)
   gone = jnp.cumsum(chosen, axis=2) - chosen > 0

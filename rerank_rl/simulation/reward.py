@@ -79,11 +79,16 @@ def label_gains(impression: Impression) -> Array:
   return jax.vmap(put)(gains, place, impression.feedback[..., 0])[:, :N]
 
 
+def discounts(places: int, dtype=None) -> Array:
+  """1 / log2(place + 1) f32[K], what DCG gives each place from 1."""
+  return 1 / jnp.log2(jnp.arange(places, dtype=dtype) + 2)
+
+
 def label_reward(impression: Impression, slate: Array) -> Outcome:
   """DCG@K of the logged labels over the ideal one (protocol of recovery)."""
   B, G, K = slate.shape
   gains = label_gains(impression)
-  discount = 1 / jnp.log2(jnp.arange(K, dtype=gains.dtype) + 2)
+  discount = discounts(K, gains.dtype)
   ideal = jax.lax.top_k(gains, K)[0] @ discount
   shown = jnp.take_along_axis(
     gains, jnp.maximum(slate, 0).reshape(B, G * K), axis=1

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rerank_rl.rl import ranking
+from rerank_rl.simulation import reward
 
 SCORE = np.array([0.7, -0.4, 0.2, 1.1])
 GAIN = np.array([0.0, 1.0, 0.0, 0.5])
@@ -16,7 +17,7 @@ ITEMS, PLACES = 4, 2
 def _expected(score, gain=GAIN):
   """Expected DCG, by summing over all lists of PLACES items."""
   total = 0.0
-  discount = ranking.discounts(PLACES)
+  discount = reward.discounts(PLACES)
   for order in itertools.permutations(range(len(score)), PLACES):
     left, p, worth = jnp.exp(score), 1.0, 0.0
     for place, item in enumerate(order):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from configs import tiger_rl
-from rerank_rl import config as config_lib
 from rerank_rl.config import (
   ConfigError,
   NextItemConfig,
@@ -22,7 +21,7 @@ from rerank_rl.decoding import catalogue
 from rerank_rl.decoding import next_item as decoding
 from rerank_rl.evaluation import report
 from rerank_rl.models import next_item
-from rerank_rl.rl import ranking
+from rerank_rl.simulation import reward
 from rerank_rl.training import state as states
 from rerank_rl.training import tasks
 from rerank_rl.training.stages import next_item_rl as rl
@@ -100,7 +99,7 @@ def test_rankings_reach_the_enumerated_optimum():
   )
   state = states.create(_params(), tx)
   step = jax.jit(functools.partial(rl.step, method))
-  reference, worth = _params(), ranking.discounts(rl.PLACES)
+  reference, worth = _params(), reward.discounts(rl.PLACES)
 
   def value(params):
     best = jnp.argsort(-_log_probs(params))[: rl.PLACES]
@@ -156,10 +155,7 @@ TINY = {
 
 
 def _config(changes):
-  config = tiger_rl.get_config()
-  with config.ignore_type():
-    config.update_from_flattened_dict(TINY | changes)
-  return config_lib.freeze(config.to_dict())
+  return toys.frozen(tiger_rl.get_config(), TINY | changes)
 
 
 @pytest.mark.parametrize(

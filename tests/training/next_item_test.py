@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from configs import tiger
-from rerank_rl import config as config_lib
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import next_item as judges
 from rerank_rl.evaluation import report
@@ -21,6 +20,7 @@ from rerank_rl.training import (
   tasks,
 )
 from rerank_rl.types import PAD
+from tests import toys
 
 ITEMS, USERS = 27, 150
 TINY = {
@@ -39,10 +39,7 @@ TINY = {
 
 
 def _config(changes):
-  config = tiger.get_config()
-  with config.ignore_type():
-    config.update_from_flattened_dict(TINY | changes)
-  return config_lib.freeze(config.to_dict())
+  return toys.frozen(tiger.get_config(), TINY | changes)
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,15 @@ import pytest
 
 from benchmarks import sessions as benchmark
 from configs import hsrl
-from rerank_rl import config as config_lib
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import report
 from rerank_rl.rl import values
 from rerank_rl.training import mesh, session_pipeline, tasks
+from tests import toys
 
 
 def _config(variant, changes):
-  config = hsrl.get_config(variant)
-  with config.ignore_type():
-    config.update_from_flattened_dict(changes)
-  return config_lib.freeze(config.to_dict())
+  return toys.frozen(hsrl.get_config(variant), changes)
 
 
 def _shares(config, folder):

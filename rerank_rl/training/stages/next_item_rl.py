@@ -24,7 +24,7 @@ from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem, selection
 from rerank_rl.training.setting import ready
 from rerank_rl.training.stages import next_item as sft
-from rerank_rl.training.stages.rl import STAGE
+from rerank_rl.training.stages.rl import STAGE, check_group
 from rerank_rl.types import PAD, Array, Outcome, TokenTree
 
 PLACES = 10  # Of a ranking, that count: NDCG@10 selects.
@@ -189,10 +189,7 @@ def check(config: Config) -> None:
       f"config.rl.explore={rl.explore!r} with credit={rl.credit!r} would be "
       f"biased; the next item takes {known}."
     )
-  if rl.group < 2:
-    raise ConfigError(
-      f"config.rl.group={rl.group} gives no baseline; use at least 2."
-    )
+  check_group(rl)
   states.check(config.rl_train, "config.rl_train")
 
 

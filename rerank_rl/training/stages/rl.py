@@ -158,10 +158,7 @@ def check(config: Config) -> None:
   check_reward(config)
   curiosity.check(rl)
   states.check(config.rl_train, "config.rl_train")
-  if rl.group < 2:
-    raise ConfigError(
-      f"config.rl.group={rl.group} gives no baseline; use at least 2."
-    )
+  check_group(rl)
   if reads_values(rl) and "critic" not in config.stages:
     raise ConfigError(
       f"config.rl.explore={rl.explore!r} with credit={rl.credit!r} reads a "
@@ -174,6 +171,14 @@ def check(config: Config) -> None:
     raise ConfigError(
       f"config.rl.branching={rl.branching} should multiply to config.rl.group="
       f"{rl.group}, the number of slates a request."
+    )
+
+
+def check_group(config: RLConfig) -> None:
+  """Raises ConfigError: too few rollouts to compare."""
+  if config.group < 2:
+    raise ConfigError(
+      f"config.rl.group={config.group} gives no baseline; use at least 2."
     )
 
 

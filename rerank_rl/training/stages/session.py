@@ -23,7 +23,7 @@ from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.session import SessionRun
 from rerank_rl.training.setting import ready
-from rerank_rl.types import Array, Outcome
+from rerank_rl.types import PAD, Array, Outcome
 
 STAGE = "session"
 WATCHED = 1000  # Validation users whom selection asks.
@@ -84,11 +84,17 @@ def first_item(policy: Policy, params, game: sample.Game) -> Array:
   return jnp.take_along_axis(share, game.trie.rank, axis=1)
 
 
-def state_value(method: Method, params, catalogue, request) -> Array:
-  """V(s) f32[B]; the expected token is the policy's, without gradient."""
-  policy = method.policy
-  game = sample.prepare(policy, params["policy"], catalogue, request)
-  share = first_item(policy, params["policy"], game)
+def state_value(method: Method, params, catalogue, request, game) -> Array:
+  """V(s) f32[B]; the expected token is the policy's, without gradient.
+
+  Args:
+    method: static parts.
+    params: {"policy", "critic"}.
+    catalogue: the Catalogue.
+    request: the Request.
+    game: the request, prepared with the same policy.
+  """
+  share = first_item(method.policy, params["policy"], game)
   return method.critic.apply(
     {"params": params["critic"]},
     catalogue,
@@ -96,6 +102,24 @@ def state_value(method: Method, params, catalogue, request) -> Array:
     jax.lax.stop_gradient(share),
     method="state",
   )
+
+
+def prefix_values(
+  method, params, catalogue, request, tree
+) -> values.PathValues:
+  """The critic's values of the states that choose the tree's tokens."""
+  each = method.critic.apply(
+    {"params": params["critic"]},
+    catalogue,
+    request,
+    tree.slate,
+    method="prefixes",
+  )
+  real = tree.path != PAD
+  # A head of one token an item is valued where it chooses: at level 0.
+  each = each[..., : method.policy.levels].reshape(real.shape)
+  each = jnp.where(real, each, 0)
+  return values.PathValues(each, each, real)
 
 
 def rollout(method, params, catalogue, environment, start, key):
@@ -112,7 +136,8 @@ def rollout(method, params, catalogue, environment, start, key):
 
   played = simulation.play(environment, act, start, key, turns)
   flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played.after)
-  ahead = state_value(method, params, catalogue, flat)
+  game = sample.prepare(policy, params["policy"], catalogue, flat)
+  ahead = state_value(method, params, catalogue, flat, game)
   reward = played.per_item.sum(-1)
   bootstrap = values.across_slates(
     reward,
@@ -151,32 +176,17 @@ def step(method, catalogue, environment, state, start, key):
   )
   to_come = outcome.reward[:, 0] + outcome.bootstrap[:, 0]
 
-  def read(params):
-    """(V f32[B], PathValues) by a critic."""
-    value = state_value(method, params, catalogue, request)
-    each = method.critic.apply(
-      {"params": params["critic"]},
-      catalogue,
-      request,
-      tree.slate,
-      method="prefixes",
-    )
-    real = tree.path >= 0
-    # A head of one token an item is valued where it chooses: at level 0.
-    each = each[..., : policy.levels].reshape(real.shape)
-    each = jnp.where(real, each, 0)
-    return value, values.PathValues(each, each, real)
-
-  found = CREDIT[rl.credit](*read(state.params), outcome, method.trace)
-  given = credit.advantage(tree, outcome.replace(advantage=found))
-
   def loss(params):
     own = params["policy"]
     game = sample.prepare(policy, own, catalogue, request)
     scores = learner.score_slates(policy, own, game, tree.slate)
+    value = state_value(method, params, catalogue, request, game)
+    path = prefix_values(method, params, catalogue, request, tree)
+    # Advantages pass no gradient on.
+    found = CREDIT[rl.credit](value, path, outcome, method.trace)
+    given = credit.advantage(tree, outcome.replace(advantage=found))
     main = OBJECTIVE[rl.objective](tree, scores, given, rl.clip)
     wide = objectives.weighted(tree, objectives.entropy(scores))
-    value, path = read(params)
     error = ((value - to_come) ** 2).sum()
     along = values.temporal_difference(path, outcome, method.trace)
     total = main.total - rl.entropy * wide.total
