@@ -91,6 +91,9 @@ TRUST = {
   "policy.layers": 1,
 }
 
+# Sessions with users whose behaviour is learnt from the log.
+LEARNT = {"stages": ("tokenizer", "response", "session")}
+
 # DeGRe's lists against what was shown, from a policy that has cloned that.
 PREFERENCE = {
   "stages": ("tokenizer", "evaluators", "lookahead", "mine", "sft", "distill"),
@@ -111,6 +114,7 @@ VARIANTS = {
   "smoke": SMOKE,
   "oracle": ORACLE,
   "trust": TRUST,
+  "learnt": LEARNT,
   "recovery": RECOVERY,
   "good": {"rl.reward": "good"},
   "preference": PREFERENCE,

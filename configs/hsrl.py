@@ -1,12 +1,13 @@
 r"""HSRL (arXiv 2510.09167): long-term value over sessions.
 
-  python -m launch.train --workdir=DIR --config=configs/hsrl.py[:trust][,smoke]
+  python -m launch.train --workdir=DIR --config=configs/hsrl.py[:VARIANTS]
 
 A user meets one slate after another, tires of what he sees too often, and
 leaves when he has lost patience. The policy acts on semantic IDs, level by
 level (HPN); a critic of every level gives each token its advantage
 (docs/methods.md). Without a variant users are those of the synthetic world;
-`trust` is a small world that is solved exactly.
+`trust` is a small world that is solved exactly, `learnt,kuairand_pure` and
+`learnt,movielens_1m` have users who behave as models learnt from logs do.
 """
 
 from configs import common

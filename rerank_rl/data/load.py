@@ -62,10 +62,16 @@ def load(config: Config) -> Dataset:
 
 def _thinned(dataset: Dataset, most: int) -> Dataset:
   """At most `most` rows of each split, evenly spaced."""
-  splits, timestamps = {}, {}
+  kept = {}
   for name, columns in dataset.splits.items():
     count = schema.num_rows(columns)
-    rows = np.linspace(0, count - 1, min(count, most)).astype(np.int64)
-    splits[name] = schema.take(columns, rows)
-    timestamps[name] = dataset.timestamps[name][rows]
-  return dataclasses.replace(dataset, splits=splits, timestamps=timestamps)
+    kept[name] = np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+  few = lambda columns: {
+    name: schema.take(column, kept[name]) for name, column in columns.items()
+  }
+  return dataclasses.replace(
+    dataset,
+    splits=few(dataset.splits),
+    timestamps=few(dataset.timestamps),
+    owners=few(dataset.owners),
+  )

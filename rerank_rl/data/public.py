@@ -183,6 +183,7 @@ def assemble(
     groups=log.groups,
     splits=splits,
     timestamps={s: log.time[r] for s, r in zip(schema.SPLITS, rows)},
+    owners={s: log.owner[r] for s, r in zip(schema.SPLITS, rows)},
     signals=signals,
     weights=weights,
     slate_size=SLATE,

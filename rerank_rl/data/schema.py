@@ -6,6 +6,7 @@ Adapters (synthetic, movielens, kuairand) and the importer all return one.
 
 from collections.abc import Mapping
 import dataclasses
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -34,6 +35,8 @@ class Dataset:
     slate_size: K, the width of `Impression.slate`.
     warm: bool[M], whether training may see the item; the rest, the cold
       slice, is in no training row (neither candidate nor history).
+    owners: the splits' keys -> i64[n], a number for each row's user; empty
+      where the source does not say whose rows they are.
   """
 
   name: str
@@ -47,6 +50,7 @@ class Dataset:
   weights: tuple[float, ...]
   slate_size: int
   warm: np.ndarray
+  owners: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def num_rows(columns: Any) -> int:

@@ -5,12 +5,17 @@ import dataclasses
 from types import MappingProxyType
 from typing import Any
 
+import jax
 import numpy as np
 
-from rerank_rl.config import Config
-from rerank_rl.data import synthetic
+from rerank_rl.config import Config, ConfigError
+from rerank_rl.data import load, schema, synthetic
 from rerank_rl.data.schema import SPLITS
+from rerank_rl.types import PAD, Impression
 from rerank_rl.world import trust
+
+_WAYS = 256
+_SEED = 2022  # What is brought is part of the data: the same for every run.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,12 @@ class Sessions:
     history: H of a request.
     candidates: N of a request.
     slate_size: K.
+    logs: "a", "b" -> Impression, what users of two disjoint groups were shown
+      and did; to learn two models of users from.
+    signals: names of the logs' S signals.
+    weights: S floats, each signal's part in a reward.
+    offers: i32[P, turns, N], what retrieval brings to a user whose behaviour
+      is learnt, turn by turn, in one of P ways; None without logs.
   """
 
   name: str
@@ -39,23 +50,109 @@ class Sessions:
   history: int
   candidates: int
   slate_size: int
+  logs: Mapping[str, Impression] = MappingProxyType({})
+  signals: tuple[str, ...] = ()
+  weights: tuple[float, ...] = ()
+  offers: np.ndarray | None = None
 
 
 def of_world(config: Config) -> Sessions:
   """Users of the synthetic world: the rows of its log, who liked what."""
   data = synthetic.load(config)
-  sizes = config.world
+  rows = np.arange(schema.num_rows(data.splits["train"]))
+  half = lambda odd: schema.take(data.splits["train"], rows[odd::2])
+  logs = {name: half(i) for i, name in enumerate("ab")}
+  return _on(config, data, data.splits, logs)
+
+
+def of_log(config: Config) -> Sessions:
+  """Users of a public log, each with his profile and latest history.
+
+  Two fifths of the users are group "a", as many "b": models of users are
+  learnt from their training rows. Sessions begin with users of "a" in
+  training, of "b" in validation, with the last fifth, whom nothing is fitted
+  to, in the test.
+
+  Raises:
+    ConfigError: the data do not say whose rows they hold.
+  """
+  data = load.load(config)
+  if not data.owners:
+    raise ConfigError(
+      f"config.data.name={data.name!r} does not say which rows are of one user;"
+      " sessions need that."
+    )
+  train = data.splits["train"]
+  logs = {
+    name: schema.take(train, np.flatnonzero(_group(data.owners["train"]) == i))
+    for i, name in enumerate(("a", "b"))
+  }
+  rows = {split: _latest(data, i) for i, split in enumerate(SPLITS)}
+  return _on(config, data, rows, logs)
+
+
+def _group(owners: np.ndarray) -> np.ndarray:
+  """0, 1 or 2 for each user number i64[n]: which group he is in."""
+  # Multiplicative hashing (Knuth): neighbours part.
+  part = (owners.astype(np.uint64) * np.uint64(2654435761)) % np.uint64(2**32)
+  return np.digitize(part / 2**32, [0.4, 0.8])
+
+
+def _latest(data: schema.Dataset, group: int) -> Impression:
+  """The last row, over all splits in their order, of each user of a group."""
+  columns = jax.tree.map(
+    lambda *x: np.concatenate(x), *(data.splits[name] for name in SPLITS)
+  )
+  owners = np.concatenate([data.owners[name] for name in SPLITS])
+  _, first_from_end = np.unique(owners[::-1], return_index=True)
+  rows = owners.size - 1 - first_from_end
+  return schema.take(columns, rows[_group(owners[rows]) == group])
+
+
+def _on(config: Config, data: schema.Dataset, splits, logs) -> Sessions:
+  """Sessions over a data set's catalogue, as long and wide as its requests."""
+  train = data.splits["train"]
+  request = train.request
+  candidates = request.candidates.shape[1]
+  shown = np.take_along_axis(
+    request.candidates, np.maximum(train.slate, 0), axis=1
+  )[train.slate != PAD]
+  seen = np.bincount(shown, minlength=data.item_ids.size)
   return Sessions(
-    name="world",
+    name=data.name,
     item_ids=data.item_ids,
     features=data.features,
     vectors=data.vectors,
-    splits=data.splits,
+    splits=splits,
     warm=data.warm,
-    history=sizes.history_size,
-    candidates=sizes.num_candidates,
-    slate_size=sizes.slate_size,
+    history=request.history.shape[1],
+    candidates=candidates,
+    slate_size=data.slate_size,
+    logs=logs,
+    signals=data.signals,
+    weights=data.weights,
+    offers=offered(seen, config.session.turns, candidates),
   )
+
+
+def offered(seen: np.ndarray, turns: int, candidates: int) -> np.ndarray:
+  """What retrieval brings i32[P, turns, N]: seldom what it brought before.
+
+  Items are drawn without replacement with probability in proportion to
+  seen + 1; where the catalogue is too short for all turns, it starts over.
+
+  Args:
+    seen: i64[M], how often training shows each item.
+    turns: of a session.
+    candidates: N, at most M.
+  """
+  random = np.random.default_rng(_SEED)
+  noise = random.gumbel(size=(_WAYS, seen.size))
+  best = np.argsort(-(np.log(seen + 1.0)[None] + noise), axis=1)
+  several = min(turns, seen.size // candidates)
+  few = random.permuted(best[:, : several * candidates], axis=1)
+  few = few.reshape(_WAYS, several, candidates).astype(np.int32)
+  return few[:, np.arange(turns) % several]
 
 
 def of_trust(config: Config) -> Sessions:
@@ -78,5 +175,10 @@ def of_trust(config: Config) -> Sessions:
 
 
 SESSIONS: Mapping[str, Callable[[Config], Sessions]] = MappingProxyType(
-  {"world": of_world, "trust": of_trust}
+  {
+    "world": of_world,
+    "trust": of_trust,
+    "movielens_1m": of_log,
+    "kuairand_pure": of_log,
+  }
 )

@@ -129,10 +129,8 @@ class ListEvaluator(nn.Module):
     return _joint(click, examined) if self.cascade else click
 
   def penalty(self, features, impression, train=False):
-    """What fitting minimises: terms f32[B, K, S], and which of them count."""
-    x = self.foretell(features, impression, train)
-    shown = jnp.broadcast_to((impression.slate >= 0)[..., None], x.shape)
-    return optax.sigmoid_binary_cross_entropy(x, impression.feedback), shown
+    """What fitting minimises: see `feedback_loss`."""
+    return feedback_loss(self.foretell(features, impression, train), impression)
 
   def foretell(self, features, impression, train):
     """Logits f32[B, K, S] that fitting holds against the feedback."""
@@ -252,6 +250,13 @@ class ListEvaluator(nn.Module):
       like = like + share * cosine
     mean = jnp.broadcast_to(mean, (*shape[:3], mean.shape[-1]))
     return jnp.concatenate([near, like, mean], -1)
+
+
+def feedback_loss(logits, impression):
+  """Cross-entropies f32[B, K, S] of the feedback, and which of them count."""
+  shown = (impression.slate >= 0)[..., None]
+  terms = optax.sigmoid_binary_cross_entropy(logits, impression.feedback)
+  return terms, jnp.broadcast_to(shown, terms.shape)
 
 
 @struct.dataclass

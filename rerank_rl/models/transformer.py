@@ -86,6 +86,27 @@ class Block(nn.Module):
     share = jax.nn.softmax(attend(query, key, mask[:, None], scale))
     return self._finish(x, share @ value), KeyValue(key, value)
 
+  def append(self, x, past, bias):
+    """Attends to what was before and to itself.
+
+    Args:
+      x: f32[B, Q, d], new places.
+      past: KeyValue f32[B, H, S, dh].
+      bias: f32[B, H, Q, S + Q], added to the scores.
+
+    Returns:
+      (x, KeyValue f32[B, H, S + Q, dh]).
+    """
+    query, key, value = self._project(x)
+    every = jax.tree.map(
+      lambda old, new: jnp.concatenate([old, new], axis=2),
+      past,
+      KeyValue(key, value),
+    )
+    scale = (self.dim // self.heads) ** -0.5
+    scores = jnp.einsum("bhqd,bhsd->bhqs", query, every.key) * scale
+    return self._finish(x, jax.nn.softmax(scores + bias) @ every.value), every
+
   def extend(self, x, prompt, prompt_mask, cache, at, mask):
     """Attends to the shared prompt and to the request's own caches.
 

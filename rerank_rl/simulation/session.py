@@ -13,20 +13,23 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.types import Array, Request
+from rerank_rl.config import SessionConfig
+from rerank_rl.types import PAD, Array, Request
 
 
 class Environment(NamedTuple):
   """Pure functions of one user; pytrees, so that jit sees their arrays.
 
   Attributes:
-    begin: (start, key) -> state, a session's first; `start` is a row of the
-      data's users.
+    meet: (start) -> what `begin` reads of a row of the data's users, found
+      once however many sessions he has.
+    begin: (met, key) -> state, a session's first.
     request: (state) -> Request without leading dimension.
     react: (state, slate i32[K] of positions, key) -> (the state after it,
       per_item f32[K], left bool[]).
   """
 
+  meet: Callable
   begin: Callable
   request: Callable
   react: Callable
@@ -72,6 +75,7 @@ def play(
   B = jax.tree.leaves(start)[0].shape[0]
   request = jax.vmap(environment.request)
   begin = jax.vmap(environment.begin)
+  met = jax.vmap(environment.meet)(start)
 
   def turn(state, key):
     act_key, react_key, begin_key = jax.random.split(key, 3)
@@ -79,7 +83,7 @@ def play(
     slate, record = act(now, act_key)
     keys = jax.random.split(react_key, B)
     state, per_item, left = jax.vmap(environment.react)(state, slate, keys)
-    fresh = begin(start, jax.random.split(begin_key, B))
+    fresh = begin(met, jax.random.split(begin_key, B))
     chosen = lambda new, old: jnp.where(
       left.reshape(left.shape + (1,) * (old.ndim - 1)), new, old
     )
@@ -87,7 +91,7 @@ def play(
     return following, Turns(now, request(state), per_item, left, record)
 
   first, rest = jax.random.split(key)
-  state = begin(start, jax.random.split(first, B))
+  state = begin(met, jax.random.split(first, B))
   _, out = jax.lax.scan(turn, state, jax.random.split(rest, turns))
   return out
 
@@ -113,3 +117,23 @@ def totals(played: Turns, gamma: float) -> dict[str, Array]:
     "discounted_reward": (discount[:, None] * reward).sum(0),
     "slate_reward": total / here.sum(0),
   }
+
+
+def as_is(start: Any) -> Any:
+  """The `meet` of users about whom nothing is dear to find out."""
+  return start
+
+
+def patience_left(
+  config: SessionConfig, patience: Array, clicked: Array
+) -> Array:
+  """patience - 1 - impatience * (1 - clicks / K), after one slate bool[K]."""
+  return patience - 1 - config.impatience * (1 - clicked.mean())
+
+
+def appended(history: Array, items: Array) -> Array:
+  """The last H of a history i32[H] and what follows it i32[K], PAD first."""
+  both = jnp.concatenate([history, items])
+  # Padding sorts to the front, all else keeps its order.
+  order = jnp.argsort(both != PAD, stable=True)
+  return both[order][-len(history) :]

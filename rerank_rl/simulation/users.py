@@ -1,13 +1,16 @@
 """Users of sessions whose behaviour is known in closed form."""
 
-import functools
-
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 from rerank_rl.config import SessionConfig
-from rerank_rl.simulation.session import Environment
+from rerank_rl.simulation.session import (
+  Environment,
+  appended,
+  as_is,
+  patience_left,
+)
 from rerank_rl.types import PAD, Array, Impression, Request
 from rerank_rl.world import click_law, trust
 from rerank_rl.world import world as world_lib
@@ -17,6 +20,7 @@ from rerank_rl.world.world import World
 def trusting(world: trust.TrustWorld) -> Environment:
   """The world that is solved exactly; a user starts at any level of trust."""
   return Environment(
+    jax.tree_util.Partial(as_is),
     jax.tree_util.Partial(_any_level),
     jax.tree_util.Partial(trust.request),
     jax.tree_util.Partial(_trust_react, world),
@@ -32,6 +36,20 @@ def _trust_react(world, level, slate, key):
   # Candidates are all items in their order: positions are items.
   level, clicked, left = trust.react(world, level, slate, key)
   return level, clicked.astype(jnp.float32), left
+
+
+class Tiring(struct.PyTreeNode):
+  """The synthetic world and what sessions add to it.
+
+  Attributes:
+    world: the truth.
+    items: i32[W], catalogue rows that may occur, in `world.shuffle`'s order.
+    config: the session's numbers.
+  """
+
+  world: World
+  items: Array
+  config: SessionConfig = struct.field(pytree_node=False)
 
 
 class Patience(struct.PyTreeNode):
@@ -54,48 +72,40 @@ class Patience(struct.PyTreeNode):
   scores: Array
 
 
-def impatient(world: World, config: SessionConfig, items: Array) -> Environment:
+def impatient(law: Tiring) -> Environment:
   """Users of the synthetic world who tire of topics and lose patience.
 
     rel' = rel - weariness * weary[topic],
     weary' = rest * weary + share of the topic in the slate,
-    patience' = patience - 1 - impatience * (1 - clicks / K),
 
-  and he leaves when patience falls below 1. Clicks follow the click law with
-  rel'. A slot's reward is (click - cost * no click) / K.
-
-  Args:
-    world: the truth.
-    config: the session's numbers.
-    items: i32[W], catalogue rows that may occur, in `world.shuffle`'s order.
+  patience as `session.patience_left` says, and he leaves when it falls below
+  1. Clicks follow the click law with rel'. A slot's reward is
+  (click - cost * no click) / K.
   """
-  bind = lambda f: jax.tree_util.Partial(functools.partial(f, config), world)
-  begin, react = bind(_begin), bind(_react)
+  bind = lambda function: jax.tree_util.Partial(function, law)
   return Environment(
-    jax.tree_util.Partial(begin, items),
-    bind(_request),
-    jax.tree_util.Partial(react, items),
+    jax.tree_util.Partial(as_is), bind(_begin), bind(_request), bind(_react)
   )
 
 
-def _begin(config, world, items, start: Impression, key) -> Patience:
+def _begin(law: Tiring, start: Impression, key: Array) -> Patience:
+  zero = jnp.zeros(len(law.world.centres), start.hidden.dtype)
   return _offered(
-    world,
-    items,
+    law,
     key,
     hidden=start.hidden,
     history=start.request.history,
-    weary=jnp.zeros(len(world.centres), start.hidden.dtype),
-    patience=jnp.asarray(config.patience, start.hidden.dtype),
+    weary=zero,
+    patience=jnp.asarray(law.config.patience, zero.dtype),
   )
 
 
-def _offered(world, items, key, *, hidden, **known) -> Patience:
+def _offered(law: Tiring, key, *, hidden, **known) -> Patience:
   """The user with what the upstream ranker brings for his next slate."""
   candidates, scores = world_lib.retrieve(
-    world, items, hidden, *jax.random.split(key)
+    law.world, law.items, hidden, *jax.random.split(key)
   )
-  short = (0, world.config.num_candidates - len(candidates))
+  short = (0, law.world.config.num_candidates - len(candidates))
   return Patience(
     hidden=hidden,
     candidates=jnp.pad(candidates, short, constant_values=PAD),
@@ -104,21 +114,21 @@ def _offered(world, items, key, *, hidden, **known) -> Patience:
   )
 
 
-def _request(config, world, state: Patience) -> Request:
+def _request(law: Tiring, state: Patience) -> Request:
   """What he was shown lately is the platform's to know; patience is not."""
-  del config
   return Request(
     user=state.weary,
     history=state.history,
     candidates=state.candidates,
     scores=state.scores,
-    size=jnp.int32(world.config.slate_size),
+    size=jnp.int32(law.world.config.slate_size),
   )
 
 
-def _react(config, world, items, state: Patience, slate, key):
+def _react(law: Tiring, state: Patience, slate: Array, key: Array):
+  world, config = law.world, law.config
   click_key, offer_key = jax.random.split(key)
-  K = world.config.slate_size
+  K = len(slate)
   shown = state.candidates[slate]
   topic = world.topic[shown]
   rel = world_lib.relevance(world, state.hidden, shown)
@@ -127,10 +137,9 @@ def _react(config, world, items, state: Patience, slate, key):
     click_key, world.law, rel, world.z[shown], jnp.ones(K, bool)
   )
   share = jnp.zeros_like(state.weary).at[topic].add(1 / K)
-  patience = state.patience - 1 - config.impatience * (1 - clicked.mean())
+  patience = patience_left(config, state.patience, clicked)
   after = _offered(
-    world,
-    items,
+    law,
     offer_key,
     hidden=state.hidden,
     history=appended(state.history, jnp.where(clicked, shown, PAD)),
@@ -139,11 +148,3 @@ def _react(config, world, items, state: Patience, slate, key):
   )
   per_item = jnp.where(clicked, 1, -config.cost) / K
   return after, per_item, patience < 1
-
-
-def appended(history: Array, items: Array) -> Array:
-  """The last H of a history i32[H] and what follows it i32[K], PAD first."""
-  both = jnp.concatenate([history, items])
-  # Padding sorts to the front, all else keeps its order.
-  order = jnp.argsort(both != PAD, stable=True)
-  return both[order][-len(history) :]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from rerank_rl.decoding import sample
 from rerank_rl.models.hpn import LevelCritic
 from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
+from rerank_rl.models.response import ResponseModel
+from rerank_rl.simulation import learnt, users
 from rerank_rl.simulation import session as simulation
-from rerank_rl.simulation import users
 from rerank_rl.training.setting import CHUNK, Run, by_chunks, local, opened
 from rerank_rl.types import Array, Request
 from rerank_rl.world import trust
@@ -58,16 +59,44 @@ class SessionRun(Run):
     return LevelCritic(self.config.policy, self.sizes, unit)
 
   def environment(self, split: str) -> simulation.Environment:
-    """The users' behaviour; but for the test's they meet warm items alone."""
-    return _ENVIRONMENTS[self.config.data.name](self, split)
+    """How a split's users behave.
+
+    As models learnt from the log say where the run has such: the test's as
+    "b" says, others as "a". Else as is known in closed form.
+    """
+    if self.judges:
+      return visitors(self, "b" if split == "test" else "a")
+    return KNOWN[self.config.data.name](self, split)
+
+
+def visitors(setting: SessionRun, name: str) -> simulation.Environment:
+  """Users who behave as the response model `name` says."""
+  model, fitted = setting.judges[name]
+  data, features = setting.dataset, setting.catalogue.features
+  params = jax.tree.map(lambda x: x[0], fitted.params)
+  length = np.linalg.norm(data.vectors, axis=1, keepdims=True)
+  law = learnt.Learnt(
+    params=params,
+    scale=fitted.scale,
+    shift=fitted.shift,
+    table=model.apply({"params": params}, features, method="table"),
+    vectors=jnp.asarray(data.vectors / np.maximum(length, 1e-6)),
+    offers=jnp.asarray(data.offers),
+    model=cast(ResponseModel, model),
+    config=setting.config.session,
+    weights=setting.config.data.weights or data.weights,
+  )
+  return learnt.learnt(law)
 
 
 def _impatient(setting: SessionRun, split: str) -> simulation.Environment:
+  """Users of the world; but for the test's they meet warm items alone."""
   world = synthetic.world_of(setting.config)
   order = np.asarray(world.shuffle)
   if split != "test":
     order = order[np.asarray(world.warm)[order]]
-  return users.impatient(world, setting.config.session, jnp.asarray(order))
+  law = users.Tiring(world, jnp.asarray(order), setting.config.session)
+  return users.impatient(law)
 
 
 def _trusting(setting: SessionRun, split: str) -> simulation.Environment:
@@ -75,7 +104,8 @@ def _trusting(setting: SessionRun, split: str) -> simulation.Environment:
   return users.trusting(trust.build(synthetic.seed_of(setting.config)))
 
 
-_ENVIRONMENTS = {"world": _impatient, "trust": _trusting}
+# Data whose users' behaviour is known in closed form.
+KNOWN = {"world": _impatient, "trust": _trusting}
 
 
 def start(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:

@@ -9,18 +9,22 @@ from typing import Any
 
 import jax
 
-from rerank_rl.config import Config
+from rerank_rl.config import Config, ConfigError
 from rerank_rl.data import load, sessions
 from rerank_rl.models import policy
 from rerank_rl.training import pipeline, session
 from rerank_rl.training.session import SessionRun
+from rerank_rl.training.stages import response, tokenize
 from rerank_rl.training.stages import session as stage
-from rerank_rl.training.stages import tokenize
 
 PROTOCOL = "session"
 
 STAGES: Mapping[str, Callable] = MappingProxyType(
-  {"tokenizer": tokenize.run, stage.STAGE: stage.run}
+  {
+    "tokenizer": tokenize.run,
+    response.STAGE: response.run,
+    stage.STAGE: stage.run,
+  }
 )
 
 
@@ -30,8 +34,19 @@ def check(config: Config) -> None:
   Raises:
     ConfigError: unknown data, stages missing, parts that sessions lack.
   """
-  pipeline.check_stages(config, STAGES, tuple(STAGES))
+  pipeline.check_stages(config, STAGES)
+  if not {"tokenizer", stage.STAGE} <= set(config.stages):
+    raise ConfigError(
+      f"config.stages={config.stages}; sessions need tokenizer and session."
+    )
   load.check(config, sessions.SESSIONS)
+  if response.STAGE in config.stages:
+    response.check(config)
+  elif config.data.name not in session.KNOWN:
+    raise ConfigError(
+      f"how users of config.data.name={config.data.name!r} behave must be "
+      "learnt: add response to config.stages (variant learnt)."
+    )
   policy.check(config.policy)
   stage.check(config)
 

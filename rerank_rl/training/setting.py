@@ -20,6 +20,7 @@ from rerank_rl.evaluation import ranking
 from rerank_rl.models import evaluator as evaluators
 from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
+from rerank_rl.models.response import ResponseModel
 from rerank_rl.simulation import reward as rewards
 from rerank_rl.training import checkpoint
 from rerank_rl.training import mesh as mesh_lib
@@ -30,9 +31,9 @@ CHUNK = 256  # Requests that are ranked or judged at a time.
 
 
 class Judge(NamedTuple):
-  """One fitted list evaluator."""
+  """One fitted list evaluator, or response model."""
 
-  model: evaluators.ListEvaluator
+  model: evaluators.ListEvaluator | ResponseModel
   fitted: evaluators.Fitted
 
 
@@ -48,6 +49,7 @@ class Run:
     identity: stage -> fingerprint of all that its artifact depends on.
     catalogue: features and, after `tokenizer`, semantic IDs.
     params: system -> parameters, after the stages that learn one.
+    judges: name -> Judge, after the stages that fit evaluators.
     history: stage -> evaluations during training.
     timing: stage -> seconds.
   """
@@ -59,6 +61,7 @@ class Run:
   identity: Mapping[str, str]
   catalogue: Catalogue
   params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
   history: Mapping[str, list] = dataclasses.field(default_factory=dict)
   timing: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -87,15 +90,14 @@ class Setting(Run):
   Attributes:
     dataset: the data; training feedback already as `data.feedback` says.
     world: the synthetic world, or None.
-    judges: "a", "s", "b" -> Judge, after `evaluators`; "lookahead" after
-      the stage of that name.
+    judges: "a", "s", "b" after `evaluators`, "lookahead" after the stage of
+      that name.
     mined: where the mined lists are, after `mine`.
     critic: the critic's parameters, after `critic`.
   """
 
   dataset: schema.Dataset
   world: World | None
-  judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
   mined: shards.Layout | None = None
   critic: Any = None
 

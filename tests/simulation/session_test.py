@@ -25,7 +25,7 @@ def _counting():
     return (count + 1, limit), (count + 1)[None], count + 1 >= limit
 
   return session.Environment(
-    lambda start, key: (jnp.float32(0), start), request, react
+    session.as_is, lambda start, key: (jnp.float32(0), start), request, react
   )
 
 
@@ -63,7 +63,8 @@ def _start(config=WORLD, count=3):
 
 
 def _users(world, **changes):
-  return users.impatient(world, SessionConfig(**changes), world.shuffle)
+  law = users.Tiring(world, world.shuffle, SessionConfig(**changes))
+  return users.impatient(law)
 
 
 def test_a_rested_user_clicks_as_the_worlds_law_says():
@@ -123,7 +124,7 @@ def test_weariness_and_no_clicks_cost():
 
 def test_clicks_enter_the_history():
   history = jnp.array([PAD, PAD, 4, 5])
-  got = users.appended(history, jnp.array([PAD, 8, PAD, 9]))
+  got = session.appended(history, jnp.array([PAD, 8, PAD, 9]))
   np.testing.assert_array_equal(got, [4, 5, 8, 9])
-  got = users.appended(history, jnp.array([PAD, 8, PAD, PAD]))
+  got = session.appended(history, jnp.array([PAD, 8, PAD, PAD]))
   np.testing.assert_array_equal(got, [PAD, 4, 5, 8])

@@ -21,20 +21,25 @@ import scipy.special
 from rerank_rl.config import EvaluatorConfig, TrainConfig, fingerprint
 from rerank_rl.data import pipeline, schema
 from rerank_rl.models import evaluator as evaluators
+from rerank_rl.models.response import ResponseModel
 from rerank_rl.training import loop
 from rerank_rl.training import state as states
 from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.setting import (
   CHUNK,
+  AnyRun,
   Judge,
+  Run,
   Setting,
   by_chunks,
   keep,
   local,
   ready,
 )
+from rerank_rl.types import Impression
 
 STAGE = "evaluators"
+Network = evaluators.ListEvaluator | ResponseModel
 HELD_OUT = 20  # One row in so many stops and calibrates.
 
 # Who differs how: relative width, heads of similarity, rank of the user fit,
@@ -67,13 +72,22 @@ def third(setting: Setting, name: str) -> tuple[Any, Any]:
   train = setting.dataset.splits["train"]
   rows = np.arange(schema.num_rows(train))
   own = rows[rows % len(KINDS) == list(KINDS).index(name)]
-  held = np.arange(own.size) % HELD_OUT == HELD_OUT - 1
-  if own.size < 2 * HELD_OUT:
+  return parted(schema.take(train, own), f"evaluator {name.upper()}")
+
+
+def parted(rows: Impression, name: str) -> tuple[Impression, Impression]:
+  """(training rows, held-out rows) of what `name` may see.
+
+  Raises:
+    ValueError: there are too few.
+  """
+  count = schema.num_rows(rows)
+  if count < 2 * HELD_OUT:
     raise ValueError(
-      f"evaluator {name.upper()} gets {own.size} of {rows.size} training "
-      f"rows; it needs at least {2 * HELD_OUT}."
+      f"{name} gets {count} training rows; it needs at least {2 * HELD_OUT}."
     )
-  return schema.take(train, own[~held]), schema.take(train, own[held])
+  held = np.arange(count) % HELD_OUT == HELD_OUT - 1
+  return schema.take(rows, ~held), schema.take(rows, held)
 
 
 def train_config(config: EvaluatorConfig, rows: int) -> TrainConfig:
@@ -93,7 +107,7 @@ def train_config(config: EvaluatorConfig, rows: int) -> TrainConfig:
 
 
 @functools.cache
-def _learner(model: evaluators.ListEvaluator, config: TrainConfig):
+def _learner(model: Network, config: TrainConfig):
   """(optimiser, step); cached, so that equal networks compile once."""
   tx = states.optimizer(config)
 
@@ -165,21 +179,22 @@ def log_loss(logits: np.ndarray, impressions) -> float:
   return float(np.mean(np.logaddexp(0, x) - y * x))
 
 
-def fit(setting: Setting, name: str) -> evaluators.Fitted:
-  """Fits, stops and calibrates one evaluator."""
-  model, rows = model_of(setting, name), third(setting, name)
-  fitted = fit_to(setting, STAGE, name, model, rows)
+def fit(
+  setting: Run, stage: str, name: str, model: Network, rows
+) -> evaluators.Fitted:
+  """Fits, stops and calibrates one evaluator; arguments as in `fit_to`."""
+  fitted = fit_to(setting, stage, name, model, rows)
   logits = predict(model, fitted, setting.catalogue.features, rows[1])
   scale, shift = calibrate(logits, rows[1])
-  logging.info("evaluator %s: scale %s, shift %s.", name, scale, shift)
+  logging.info("%s %s: scale %s, shift %s.", stage, name, scale, shift)
   return evaluators.Fitted(fitted.params, scale, shift)
 
 
 def fit_to(
-  setting: Setting,
+  setting: Run,
   stage: str,
   name: str,
-  model: evaluators.ListEvaluator,
+  model: Network,
   rows: tuple[Any, Any],
 ) -> evaluators.Fitted:
   """Fits a network and stops it by log-loss, without calibration.
@@ -221,7 +236,7 @@ def fit_to(
     numbers,
     key,
     folder=setting.folder(stage) / name,
-    title=f"evaluator {name.upper()}",
+    title=f"{stage} {name.upper()}",
     evaluate=lambda params: {"log_loss": log_loss(shown(params), held)},
     select=("log_loss", False),
     mesh=setting.mesh,
@@ -241,8 +256,12 @@ def run(setting: Setting) -> Setting:
   )
   models = {name: model_of(setting, name) for name in KINDS}
   if not ready(setting, STAGE):
-    _keep(setting, STAGE, {name: fit(setting, name) for name in KINDS})
-  return _judged(setting, STAGE, models)
+    fitted = {
+      name: fit(setting, STAGE, name, models[name], third(setting, name))
+      for name in KINDS
+    }
+    keep_fitted(setting, STAGE, fitted)
+  return judged(setting, STAGE, models)
 
 
 def uncalibrated(
@@ -263,12 +282,12 @@ def uncalibrated(
   )
   if not ready(setting, stage):
     fitted = fit_to(setting, stage, stage, model, third(setting, "a"))
-    _keep(setting, stage, {stage: fitted})
-  return _judged(setting, stage, {stage: model})
+    keep_fitted(setting, stage, {stage: fitted})
+  return judged(setting, stage, {stage: model})
 
 
-def _keep(
-  setting: Setting, stage: str, fitted: Mapping[str, evaluators.Fitted]
+def keep_fitted(
+  setting: Run, stage: str, fitted: Mapping[str, evaluators.Fitted]
 ) -> None:
   """Saves evaluators as the stage's artifact."""
   plain = {
@@ -278,12 +297,10 @@ def _keep(
   keep(setting, stage, plain)
 
 
-def _judged(
-  setting: Setting,
-  stage: str,
-  models: Mapping[str, evaluators.ListEvaluator],
-) -> Setting:
-  """The setting with the stage's evaluators among its judges."""
+def judged(
+  setting: AnyRun, stage: str, models: Mapping[str, Network]
+) -> AnyRun:
+  """The setting with what a stage has fitted among its judges."""
   tree, _ = load_artifact(setting.folder(stage))
   judges = {
     name: Judge(

@@ -270,7 +270,8 @@ def init(setting: SessionRun):
   @jax.jit
   def make(key, start, catalogue, environment):
     first, second, third = jax.random.split(key, 3)
-    state = jax.vmap(environment.begin)(start, jax.random.split(first, 2))
+    met = jax.vmap(environment.meet)(start)
+    state = jax.vmap(environment.begin)(met, jax.random.split(first, 2))
     request = jax.vmap(environment.request)(state)
     share = jnp.zeros(request.candidates.shape, request.scores.dtype)
     slate = jnp.zeros((2, 1, policy.slots), jnp.int32)

@@ -1,0 +1,179 @@
+"""How a user responds to an item, read from what he has clicked before.
+
+A transformer over the clicked items in which each sees the last W up to
+itself, itself included (sliding window, Beltagy et al. 2020), weighed by how
+long ago they were (ALiBi, Press et al. 2022, with learnt slopes). No place is
+absolute and none sees what follows it, so a user who has been read is read on,
+click by click, with the same result as from the start.
+
+Letters: B users, Q new clicks, W window, E = W + Q; the rest as in types.py.
+"""
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.models import evaluator
+from rerank_rl.models.reader import Mlp
+from rerank_rl.models.transformer import Block, KeyValue
+from rerank_rl.types import PAD, Array
+
+
+@struct.dataclass
+class Memory:
+  """Users, read so far.
+
+  Attributes:
+    layers: KeyValue f32[B, H, W, dh] a layer: the last W clicks, newest last.
+    count: i32[B], how many of them there are.
+    state: f32[B, d], after the newest click.
+  """
+
+  layers: tuple[KeyValue, ...]
+  count: Array
+  state: Array
+
+
+class ResponseModel(nn.Module):
+  """P(signal | user's profile, his clicks, item), for each item on its own.
+
+  Fitted as `evaluator.ListEvaluator` is, whose interface it has.
+
+  Attributes:
+    slots: K of the slates that it is fitted to.
+    signals: S.
+    window: W.
+    dim: width d.
+    layers: blocks.
+    heads: of each.
+    dropout: rate while fitting.
+  """
+
+  slots: int
+  signals: int
+  window: int
+  dim: int = 64
+  layers: int = 2
+  heads: int = 2
+  dropout: float = 0.1
+
+  def setup(self):
+    self.item = Mlp((self.dim, self.dim), self.dropout)
+    self.profile = nn.Dense(self.dim)
+    self.start = self.param("start", nn.initializers.zeros, (self.dim,))
+    self.blocks = [
+      Block(self.dim, self.heads, jnp.float32, self.dropout, name=f"block_{i}")
+      for i in range(self.layers)
+    ]
+    self.slope = self.param("slope", _slopes, (self.layers, self.heads))
+    self.norm = nn.LayerNorm()
+    self.answer = Mlp((self.dim, self.signals), self.dropout)
+
+  def __call__(self, features, request, slate, train=False):
+    """Logits f32[B, G, K, S] of the signals at each position.
+
+    Args:
+      features: f32[M, F], the catalogue's.
+      request: a `types.Request` with leading dimension B.
+      slate: i32[B, G, K], positions in the candidates, PAD.
+      train: whether dropout acts (needs the rng `dropout`).
+    """
+    B, G, K = slate.shape
+    items = lambda rows: self.item(features[jnp.maximum(rows, 0)], train)
+    past = request.history
+    memory = self.extend(self.blank(B), items(past), past != PAD)
+    place = jnp.maximum(slate, 0).reshape(B, G * K)
+    shown = jnp.take_along_axis(request.candidates, place, axis=1)
+    user = self.who(request.user)
+    out = self.respond(memory.state, user, items(shown), train)
+    return out.reshape(B, G, K, self.signals)
+
+  def penalty(self, features, impression, train=False):
+    """What fitting minimises: see `evaluator.feedback_loss`."""
+    slate = impression.slate[:, None]
+    x = self(features, impression.request, slate, train)[:, 0]
+    return evaluator.feedback_loss(x, impression)
+
+  def table(self, features):
+    """Every item of a catalogue f32[M, F], read once: f32[M, d]."""
+    return self.item(features)
+
+  def who(self, user):
+    """Profiles f32[B, d] of users' features f32[B, U]."""
+    shape = (*user.shape[:-1], self.dim)
+    return self.profile(user) if user.shape[-1] else jnp.zeros(shape)
+
+  def blank(self, users):
+    """The Memory of users without clicks."""
+    shape = (users, self.heads, self.window, self.dim // self.heads)
+    none = KeyValue(jnp.zeros(shape), jnp.zeros(shape))
+    state = jnp.broadcast_to(self.start, (users, self.dim))
+    return Memory((none,) * self.layers, jnp.zeros(users, jnp.int32), state)
+
+  def extend(self, memory, items, clicked):
+    """Users after more items, of which those that were clicked are read.
+
+    Args:
+      memory: Memory of B users.
+      items: f32[B, Q, d], rows of `table`, oldest first.
+      clicked: bool[B, Q].
+
+    Returns:
+      Memory.
+    """
+    W = self.window
+    number = jnp.cumsum(clicked, axis=1)  # From 1.
+    old = jnp.arange(W) - W + 1  # The newest is 0.
+    place = jnp.concatenate(
+      [jnp.broadcast_to(old[None], (len(items), W)), number], axis=1
+    )
+    there = jnp.concatenate([old[None] > -memory.count[:, None], clicked], 1)
+    ago = number[:, :, None] - place[:, None]
+    seen = there[:, None] & (ago >= 0) & (ago < W)
+    x, layers = items, []
+    total = number[:, -1]
+    kept = _newest(clicked, total, W)
+    for block, past, slope in zip(
+      self.blocks, memory.layers, nn.softplus(self.slope), strict=True
+    ):
+      bias = -slope[None, :, None, None] * ago[:, None].astype(x.dtype)
+      x, every = block.append(x, past, jnp.where(seen[:, None], bias, -1e9))
+      layers.append(jax.tree.map(lambda a: _take(a, kept), every))
+    last = kept[:, -1] - W  # Of the new ones, negative where none is.
+    state = self.norm(_take(x[:, None], jnp.maximum(last, 0)[:, None]))[:, 0, 0]
+    state = jnp.where((total > 0)[:, None], state, memory.state)
+    count = jnp.minimum(memory.count + total, W)
+    return Memory(tuple(layers), count, state)
+
+  def respond(self, state, user, items, train=False):
+    """Logits f32[B, X, S] for items f32[B, X, d] of `table`."""
+    both = (state + user)[:, None]
+    near = both * items
+    both = jnp.broadcast_to(both, items.shape)
+    return self.answer(jnp.concatenate([both, items, near], -1), train)
+
+
+def _newest(clicked, total, W):
+  """Where the W newest of W old and Q new ones are, i32[B, W].
+
+  Only the clicked of the new ones (bool[B, Q], `total` of them) count.
+  """
+  order = jnp.argsort(~clicked, axis=1, stable=True)
+  place = jnp.arange(W)[None] + total[:, None]
+  new = jnp.take_along_axis(
+    order, jnp.clip(place - W, 0, order.shape[1] - 1), 1
+  )
+  return jnp.where(place < W, place, W + new)
+
+
+def _take(x, index):
+  """f32[B, H, E, d] at i32[B, X] of the third axis: f32[B, H, X, d]."""
+  return jnp.take_along_axis(x, index[:, None, :, None], axis=2)
+
+
+def _slopes(key, shape, dtype=jnp.float32):
+  """Softplus inverses of .02 to .2 a click, one for each head."""
+  del key
+  rate = jnp.geomspace(0.02, 0.2, shape[1], dtype=dtype)
+  return jnp.broadcast_to(jnp.log(jnp.expm1(rate)), shape)

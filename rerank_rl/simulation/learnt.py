@@ -1,0 +1,150 @@
+"""Users of sessions whose behaviour was learnt from a log."""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.config import SessionConfig
+from rerank_rl.models.response import Memory, ResponseModel
+from rerank_rl.simulation.session import Environment, appended, patience_left
+from rerank_rl.types import PAD, Array, Impression, Request
+
+FADING = 0.95  # What a click leaves of the weight of those before it.
+
+
+class Learnt(struct.PyTreeNode):
+  """A fitted response model over a catalogue, and what sessions add to it.
+
+  Attributes:
+    params: of the model.
+    scale: f32[S], calibration: logits are multiplied by it,
+    shift: f32[S], and this is added.
+    table: f32[M, d], the model's reading of every item.
+    vectors: f32[M, E], unit vectors by which the ranker compares items.
+    offers: i32[P, turns, N], catalogue rows that retrieval brings, turn by
+      turn, in one of P ways; distinct within a turn.
+    model: its module.
+    config: the session's numbers.
+    weights: S floats, each signal's part in the reward.
+  """
+
+  params: dict
+  scale: Array
+  shift: Array
+  table: Array
+  vectors: Array
+  offers: Array
+  model: ResponseModel = struct.field(pytree_node=False)
+  config: SessionConfig = struct.field(pytree_node=False)
+  weights: tuple[float, ...] = struct.field(pytree_node=False)
+
+  def ask(self, method: str, *args) -> Array:
+    """Calls a method of the model, in evaluation: there is no dropout."""
+    return self.model.apply({"params": self.params}, *args, method=method)
+
+
+class Visitor(struct.PyTreeNode):
+  """A user within a session.
+
+  Attributes:
+    user: f32[U], his features.
+    profile: f32[1, d], the model's reading of them.
+    history: i32[H], catalogue rows clicked, oldest first.
+    memory: the model's reading of them, of one user.
+    taste: f32[E], sum of their vectors, the newest weighing most.
+    patience: f32[], slates that he would still bear without a click.
+    way: i32[], which of the P ways candidates come to him.
+    turn: i32[].
+  """
+
+  user: Array
+  profile: Array
+  history: Array
+  memory: Memory
+  taste: Array
+  patience: Array
+  way: Array
+  turn: Array
+
+
+def learnt(law: Learnt) -> Environment:
+  """Users who click as a response model says and lose patience.
+
+    P(signal s of item i) = sigmoid(scale_s x_s(profile, clicks, i) + shift_s)
+    reward of a slot = (sum_s w_s signal_s - cost * no click) / K,
+
+  signals drawn apart, the first of them the click; patience as
+  `session.patience_left` says, and he leaves when it falls below 1. Clicked
+  items join his history. Candidates are `law.offers`, scored by their
+  likeness to what he clicked.
+  """
+  bind = lambda function: jax.tree_util.Partial(function, law)
+  return Environment(bind(_meet), bind(_begin), bind(_request), bind(_react))
+
+
+def _meet(law: Learnt, start: Impression) -> Visitor:
+  request = start.request
+  rows, past = jnp.maximum(request.history, 0), request.history != PAD
+  memory = law.ask(
+    "extend", law.ask("blank", 1), law.table[rows][None], past[None]
+  )
+  taste = jnp.zeros_like(law.vectors[0])
+  return Visitor(
+    user=request.user,
+    profile=law.ask("who", request.user[None]),
+    history=request.history,
+    memory=memory,
+    taste=_leaning(taste, law.vectors[rows], past),
+    patience=jnp.asarray(law.config.patience, jnp.float32),
+    way=jnp.int32(0),
+    turn=jnp.int32(0),
+  )
+
+
+def _begin(law: Learnt, met: Visitor, key: Array) -> Visitor:
+  return met.replace(way=jax.random.randint(key, (), 0, len(law.offers)))
+
+
+def _offered(law: Learnt, state: Visitor) -> Array:
+  """i32[N]; whoever stays beyond the last turn meets the first again."""
+  return law.offers[state.way, state.turn % law.offers.shape[1]]
+
+
+def _request(law: Learnt, state: Visitor) -> Request:
+  candidates = _offered(law, state)
+  length = jnp.sqrt(jnp.maximum((state.taste**2).sum(), 1e-12))
+  return Request(
+    user=state.user,
+    history=state.history,
+    candidates=candidates,
+    scores=law.vectors[candidates] @ state.taste / length,
+    size=jnp.int32(law.model.slots),
+  )
+
+
+def _react(law: Learnt, state: Visitor, slate: Array, key: Array):
+  shown = _offered(law, state)[slate]
+  items = law.table[shown]
+  memory = state.memory
+  logits = law.ask("respond", memory.state, state.profile, items[None])[0]
+  chance = jax.nn.sigmoid(logits * law.scale[None] + law.shift[None])
+  signal = jax.random.uniform(key, chance.shape) < chance
+  clicked = signal[:, 0]
+  worth = signal.astype(chance.dtype) @ jnp.asarray(law.weights, chance.dtype)
+  per_item = (worth - law.config.cost * ~clicked) / len(slate)
+  patience = patience_left(law.config, state.patience, clicked)
+  after = state.replace(
+    history=appended(state.history, jnp.where(clicked, shown, PAD)),
+    memory=law.ask("extend", memory, items[None], clicked[None]),
+    taste=_leaning(state.taste, law.vectors[shown], clicked),
+    patience=patience,
+    turn=state.turn + 1,
+  )
+  return after, per_item, patience < 1
+
+
+def _leaning(taste: Array, vectors: Array, clicked: Array) -> Array:
+  """The taste f32[E] after items f32[Q, E], some of which were clicked."""
+  number = jnp.cumsum(clicked)
+  share = jnp.where(clicked, FADING ** (number[-1] - number), 0)
+  return FADING ** number[-1] * taste + share @ vectors

@@ -1,0 +1,62 @@
+"""Stage `response`: two models of users, learnt from disjoint groups of them.
+
+Sessions are trained in "a" and judged in "b" (`training.session`): what holds
+in both was not one model's whim.
+"""
+
+from rerank_rl.config import Config, ConfigError
+from rerank_rl.models.response import ResponseModel
+from rerank_rl.training.session import SessionRun
+from rerank_rl.training.setting import ready
+from rerank_rl.training.stages import evaluators
+
+STAGE = "response"
+
+
+def check(config: Config) -> None:
+  """Raises ConfigError: numbers that no model of users can have."""
+  if config.evaluators.members != 1:
+    raise ConfigError(
+      f"config.evaluators.members={config.evaluators.members}: a user answers "
+      "as one model says; use 1."
+    )
+  if config.data.name == "trust":
+    raise ConfigError(
+      "config.stages has response, but data 'trust' have no log to learn "
+      "users from; leave it out."
+    )
+
+
+def model_of(setting: SessionRun) -> ResponseModel:
+  """The network, as wide as evaluators are."""
+  config, data = setting.config.evaluators, setting.dataset
+  return ResponseModel(
+    slots=data.slate_size,
+    signals=len(data.signals),
+    window=data.history,
+    dim=config.dim,
+    dropout=config.dropout,
+  )
+
+
+def run(setting: SessionRun) -> SessionRun:
+  """Fits or reloads the models of users.
+
+  Args:
+    setting: with data.
+
+  Returns:
+    With judges "a" and "b".
+  """
+  setting = setting.identified(
+    STAGE, setting.identity["data"], setting.config.evaluators
+  )
+  logs = setting.dataset.logs
+  models = dict.fromkeys(logs, model_of(setting))
+  if not ready(setting, STAGE):
+    fitted = {}
+    for name, rows in logs.items():
+      both = evaluators.parted(rows, f"response model {name.upper()}")
+      fitted[name] = evaluators.fit(setting, STAGE, name, models[name], both)
+    evaluators.keep_fitted(setting, STAGE, fitted)
+  return evaluators.judged(setting, STAGE, models)
