@@ -56,7 +56,12 @@ class Problem(NamedTuple):
 def main(run: Callable[[Setting, int], None]) -> None:
   """Runs a benchmark at the size that the flags ask for."""
   large = dict(dim=256, layers=4) if _LARGE.value else {}
-  run(Setting(**large), _PAIRS.value)
+  run(Setting(**large), pairs())
+
+
+def pairs() -> int:
+  """How many pairs the flags ask for."""
+  return _PAIRS.value
 
 
 def problem(setting: Setting, seed: int = 0) -> Problem:

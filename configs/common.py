@@ -87,8 +87,6 @@ TRUST = {
   "world.num_test": 1000,
   "tokenizer.levels": 2,
   "tokenizer.codes": 4,
-  "policy.dim": 32,
-  "policy.layers": 1,
 }
 
 # Sessions with users whose behaviour is learnt from the log.

@@ -17,6 +17,8 @@ CHANGES = {
   "protocol": "session",
   "stages": ("tokenizer", "session"),
   "policy.head": "hpn",
+  "policy.dim": 32,  # As in the paper; a session is read 20 times.
+  "policy.layers": 1,
   "world.num_train": 20_000,
   "world.cold_share": 0.0,
   "rl.group": 1,

@@ -6,7 +6,6 @@ Adapters (synthetic, movielens, kuairand) and the importer all return one.
 
 from collections.abc import Mapping
 import dataclasses
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -50,7 +49,7 @@ class Dataset:
   weights: tuple[float, ...]
   slate_size: int
   warm: np.ndarray
-  owners: Mapping[str, np.ndarray] = MappingProxyType({})
+  owners: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def num_rows(columns: Any) -> int:

@@ -50,7 +50,7 @@ class Sessions:
   history: int
   candidates: int
   slate_size: int
-  logs: Mapping[str, Impression] = MappingProxyType({})
+  logs: Mapping[str, Impression] = dataclasses.field(default_factory=dict)
   signals: tuple[str, ...] = ()
   weights: tuple[float, ...] = ()
   offers: np.ndarray | None = None

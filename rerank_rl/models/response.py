@@ -124,25 +124,28 @@ class ResponseModel(nn.Module):
     """
     W = self.window
     number = jnp.cumsum(clicked, axis=1)  # From 1.
+    total = number[:, -1]
     old = jnp.arange(W) - W + 1  # The newest is 0.
     place = jnp.concatenate(
       [jnp.broadcast_to(old[None], (len(items), W)), number], axis=1
     )
     there = jnp.concatenate([old[None] > -memory.count[:, None], clicked], 1)
-    ago = number[:, :, None] - place[:, None]
-    seen = there[:, None] & (ago >= 0) & (ago < W)
-    x, layers = items, []
-    total = number[:, -1]
     kept = _newest(clicked, total, W)
-    for block, past, slope in zip(
-      self.blocks, memory.layers, nn.softplus(self.slope), strict=True
+    newest = jnp.maximum(kept[:, -1:] - W, 0)
+    x, layers = items, []
+    for i, (block, past) in enumerate(
+      zip(self.blocks, memory.layers, strict=True)
     ):
-      bias = -slope[None, :, None, None] * ago[:, None].astype(x.dtype)
-      x, every = block.append(x, past, jnp.where(seen[:, None], bias, -1e9))
+      # Of the last block nothing is read but the newest click.
+      asked = newest if i == self.layers - 1 else None
+      at = number if asked is None else total[:, None]
+      ago = at[:, :, None] - place[:, None]
+      seen = there[:, None] & (ago >= 0) & (ago < W)
+      slope = nn.softplus(self.slope[i])[None, :, None, None]
+      bias = jnp.where(seen[:, None], -slope * ago[:, None], -1e9)
+      x, every = block.append(x, past, bias, asked)
       layers.append(jax.tree.map(lambda a: _take(a, kept), every))
-    last = kept[:, -1] - W  # Of the new ones, negative where none is.
-    state = self.norm(_take(x[:, None], jnp.maximum(last, 0)[:, None]))[:, 0, 0]
-    state = jnp.where((total > 0)[:, None], state, memory.state)
+    state = jnp.where((total > 0)[:, None], self.norm(x[:, 0]), memory.state)
     count = jnp.minimum(memory.count + total, W)
     return Memory(tuple(layers), count, state)
 

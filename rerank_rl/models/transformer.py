@@ -86,18 +86,22 @@ class Block(nn.Module):
     share = jax.nn.softmax(attend(query, key, mask[:, None], scale))
     return self._finish(x, share @ value), KeyValue(key, value)
 
-  def append(self, x, past, bias):
+  def append(self, x, past, bias, asked):
     """Attends to what was before and to itself.
 
     Args:
       x: f32[B, Q, d], new places.
       past: KeyValue f32[B, H, S, dh].
-      bias: f32[B, H, Q, S + Q], added to the scores.
+      bias: f32[B, H, A, S + Q], added to the scores.
+      asked: i32[B, A], the places of x whose outcome is asked for; None = all.
 
     Returns:
-      (x, KeyValue f32[B, H, S + Q, dh]).
+      (x f32[B, A, d], KeyValue f32[B, H, S + Q, dh]).
     """
     query, key, value = self._project(x)
+    if asked is not None:
+      x = jnp.take_along_axis(x, asked[..., None], axis=1)
+      query = jnp.take_along_axis(query, asked[:, None, :, None], axis=2)
     every = jax.tree.map(
       lambda old, new: jnp.concatenate([old, new], axis=2),
       past,

@@ -123,10 +123,7 @@ def prefix_values(
 
 
 def rollout(method, params, catalogue, environment, start, key):
-  """Sessions of B users: (Turns, Outcome), leading dimensions [turns, B].
-
-  Turns' record is the TokenTree of each slate.
-  """
+  """Sessions of B users: Turns, whose record is the TokenTree of each slate."""
   policy, turns = method.policy, method.session.turns
 
   def act(request, key):
@@ -134,22 +131,28 @@ def rollout(method, params, catalogue, environment, start, key):
     tree = sample.chains(policy, params["policy"], game, key, 1)
     return tree.slate[:, 0], tree
 
-  played = simulation.play(environment, act, start, key, turns)
-  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played.after)
-  game = sample.prepare(policy, params["policy"], catalogue, flat)
-  ahead = state_value(method, params, catalogue, flat, game)
+  return simulation.play(environment, act, start, key, turns)
+
+
+def outcome_of(method: Method, played: simulation.Turns, value, beyond):
+  """The slates' Outcome, leading dimensions [turns, B], no gradient.
+
+  Args:
+    method: static parts.
+    played: the sessions.
+    value: f32[turns, B], V of the states before the slates.
+    beyond: f32[B], V of the states after the last.
+  """
+  # Whoever stays is met again in the next turn; of who left nothing is read.
+  ahead = jnp.concatenate([value[1:], beyond[None]])
   reward = played.per_item.sum(-1)
   bootstrap = values.across_slates(
-    reward,
-    played.left,
-    ahead.reshape(reward.shape),
-    method.session.gamma,
-    method.session.decay,
+    reward, played.left, ahead, method.session.gamma, method.session.decay
   )
   outcome = Outcome(
     reward[..., None], played.per_item[:, :, None], bootstrap[..., None]
   )
-  return played, outcome
+  return jax.lax.stop_gradient(outcome)
 
 
 def step(method, catalogue, environment, state, start, key):
@@ -167,20 +170,23 @@ def step(method, catalogue, environment, state, start, key):
     (state, metrics as (sum, count)).
   """
   policy, rl = method.policy, method.rl
-  played, outcome = rollout(
-    method, state.params, catalogue, environment, start, key
-  )
+  played = rollout(method, state.params, catalogue, environment, start, key)
   flat = lambda x: x.reshape(-1, *x.shape[2:])
-  request, tree, outcome = jax.lax.stop_gradient(
-    jax.tree.map(flat, (played.request, played.record, outcome))
+  request, tree = jax.lax.stop_gradient(
+    jax.tree.map(flat, (played.request, played.record))
   )
-  to_come = outcome.reward[:, 0] + outcome.bootstrap[:, 0]
+  last = jax.tree.map(lambda x: x[-1], played.after)
 
   def loss(params):
     own = params["policy"]
     game = sample.prepare(policy, own, catalogue, request)
     scores = learner.score_slates(policy, own, game, tree.slate)
     value = state_value(method, params, catalogue, request, game)
+    end = sample.prepare(policy, own, catalogue, last)
+    beyond = state_value(method, params, catalogue, last, end)
+    by_turn = value.reshape(played.left.shape)
+    outcome = jax.tree.map(flat, outcome_of(method, played, by_turn, beyond))
+    to_come = outcome.reward[:, 0] + outcome.bootstrap[:, 0]
     path = prefix_values(method, params, catalogue, request, tree)
     # Advantages pass no gradient on.
     found = CREDIT[rl.credit](value, path, outcome, method.trace)
@@ -197,12 +203,13 @@ def step(method, catalogue, environment, state, start, key):
 
   grads, (main, wide, error) = jax.grad(loss, has_aux=True)(state.params)
   state = states.apply_gradients(state, grads, method.tx, method.decay)
+  left = played.left
   figures = {
     "loss": (main.total, main.denominator),
     "entropy": (wide.total, wide.denominator),
-    "value_error": (error, to_come.size),
-    "reward": (outcome.reward.sum(), outcome.reward.size),
-    "left": (played.left.sum(), played.left.size),
+    "value_error": (error, left.size),
+    "reward": (played.per_item.sum(), left.size),
+    "left": (left.sum(), left.size),
   }
   return state, figures
 
