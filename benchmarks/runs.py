@@ -36,19 +36,14 @@ def learnt(*stages: str, world: bool = True) -> Setting:
 
 
 def sessions() -> SessionRun:
-  """A run of the world of trust after its stages.
+  """A run of sessions after its stages.
 
   Raises:
     ConfigError: no such run.
   """
   config = _read(_WORKDIR.value)
-  if (config.protocol, config.data.name) != (
-    session_pipeline.PROTOCOL,
-    "trust",
-  ):
-    raise config_lib.ConfigError(
-      f"{_WORKDIR.value} is not a run of sessions in the world of trust."
-    )
+  if config.protocol != session_pipeline.PROTOCOL:
+    raise config_lib.ConfigError(f"{_WORKDIR.value} is not a run of sessions.")
   begun = session_pipeline.begin(config, _artifacts(_WORKDIR.value))
   return session_pipeline.learn(begun)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks import common, runs
 from launch import errors
+from rerank_rl.config import ConfigError
 from rerank_rl.data import synthetic
 from rerank_rl.decoding import sample
 from rerank_rl.rl import learner
@@ -87,6 +88,8 @@ def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
   setting = runs.sessions()
+  if setting.config.data.name != "trust":
+    raise ConfigError("--workdir is not a run in the world of trust.")
   rows = []
   for name, params in setting.params.items():
     found = shares(solve(setting, params))

@@ -139,6 +139,12 @@ def ranked(slots: int, params, request: Request, key: Array) -> Array:
   return jax.lax.top_k(scores, slots)[1].astype(jnp.int32)
 
 
+def by_table(slots: int, params: Array, request: Request, key: Array) -> Array:
+  """Order by a score f32[M] that every item has, i32[B, K]."""
+  scores = params[jnp.maximum(request.candidates, 0)]
+  return ranked(slots, (), request.replace(scores=scores), key)
+
+
 def at_random(slots: int, params, request: Request, key: Array) -> Array:
   """Candidates drawn without replacement i32[B, K], anew for every slate."""
   noise = jax.random.uniform(key, request.candidates.shape)
@@ -155,7 +161,12 @@ def _played(gamma, turns, act, params, environment, start, key):
 
 
 def judge(
-  setting: SessionRun, split: str, act: Act, params: Any, most: int = 0
+  setting: SessionRun,
+  split: str,
+  act: Act,
+  params: Any,
+  most: int = 0,
+  environment: simulation.Environment | None = None,
 ) -> dict[str, np.ndarray]:
   """What a split's users were worth to a system, f32[n] a figure.
 
@@ -165,6 +176,7 @@ def judge(
     act: the system, a pytree.
     params: its parameters.
     most: users asked, evenly spaced; 0 = all.
+    environment: how they behave; None = the split's.
 
   Returns:
     See `simulation.session.totals`.
@@ -172,7 +184,8 @@ def judge(
   config, starts = setting.config.session, setting.dataset.splits[split]
   count = schema.num_rows(starts)
   few = np.linspace(0, count - 1, min(most or count, count)).astype(np.int64)
-  environment, key = setting.environment(split), setting.key("judge/" + split)
+  environment = environment or setting.environment(split)
+  key = setting.key("judge/" + split)
   numbers = np.arange(len(few), dtype=np.uint32)
   params = local(params)
 

@@ -1,0 +1,161 @@
+"""Whether learnt users are worth trusting: --workdir=RUN.
+
+python -m benchmarks.fidelity --workdir=RUN: RUN is a run of
+configs/hsrl.py:learnt. The models of users "a" and "b" were fitted to disjoint
+groups of users; both are held against the slates that users of neither group
+were shown, and then judge the same fixed policies with the same users: two
+simulators that can be trusted put them in the same order. In the synthetic
+world the truth does so, too.
+"""
+
+from collections.abc import Mapping
+import functools
+
+from absl import app
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from benchmarks import common, runs
+from launch import errors
+from rerank_rl.config import ConfigError
+from rerank_rl.evaluation import judge as judges
+from rerank_rl.training import session
+from rerank_rl.training.session import SessionRun
+from rerank_rl.training.stages import evaluators
+from rerank_rl.training.stages import session as stage
+
+METRIC = "total_reward"
+_NOISE = 1.0  # Deviations of the ranker's scores.
+
+
+def auc(score: np.ndarray, positive: np.ndarray) -> float:
+  """How often a positive scores above a negative; ties count half."""
+  own, other = score[positive], score[~positive]
+  if not own.size or not other.size:
+    return float("nan")
+  above = scipy.stats.mannwhitneyu(own, other).statistic
+  return float(above / (own.size * other.size))
+
+
+def answers(setting: SessionRun, name: str) -> list[dict[str, float]]:
+  """AUC, calibration error and means of each signal, on the test's slates."""
+  model, fitted = setting.judges[name]
+  rows = setting.dataset.splits["test"]
+  features = setting.catalogue.features
+  logits = evaluators.predict(model, fitted, features, rows)
+  chance, shown = 1 / (1 + np.exp(-logits)), rows.slate >= 0
+  out = []
+  for signal in range(logits.shape[-1]):
+    p, y = chance[..., signal], rows.feedback[..., signal]
+    found = {
+      "auc": auc(p[shown], y[shown] > 0.5),
+      "ece": judges.calibration(p, y, shown)["ece"],
+      "predicted": float(p[shown].mean()),
+      "observed": float(y[shown].mean()),
+    }
+    out.append(found)
+  return out
+
+
+def _reversed(slots, params, request, key):
+  request = request.replace(scores=-request.scores)
+  return session.ranked(slots, params, request, key)
+
+
+def _noisy(slots, params, request, key):
+  spread = request.scores.std(-1, keepdims=True)
+  noise = _NOISE * spread * jax.random.normal(key, request.scores.shape)
+  request = request.replace(scores=request.scores + noise)
+  return session.ranked(slots, params, request, key)
+
+
+def policies(setting: SessionRun) -> Mapping[str, tuple[session.Act, object]]:
+  """Fixed policies by name: (act, parameters)."""
+  data = setting.dataset
+  bind = lambda function: jax.tree_util.Partial(
+    functools.partial(function, data.slate_size)
+  )
+  seen = np.bincount(data.offers.ravel(), minlength=len(data.item_ids))
+  table = bind(session.by_table)
+  out = {
+    "random": (bind(session.at_random), ()),
+    "ranker_order": (bind(session.ranked), ()),
+    "ranker_reversed": (bind(_reversed), ()),
+    "ranker_noisy": (bind(_noisy), ()),
+    "popularity": (table, seen),
+    "popularity_reversed": (table, -seen),
+  }
+  main = np.linalg.svd(data.vectors - data.vectors.mean(0), full_matrices=False)
+  for i in range(3):
+    along = data.vectors @ main[2][i]
+    out[f"direction_{i + 1}"] = (table, along)
+    out[f"direction_{i + 1}_reversed"] = (table, -along)
+  tree = {
+    name: (act, jnp.asarray(p, jnp.float32)) if len(p) else (act, p)
+    for name, (act, p) in out.items()
+  }
+  own = stage.greedy_act(setting)
+  return tree | {
+    name: (own, params["policy"]) for name, params in setting.params.items()
+  }
+
+
+def worths(setting: SessionRun) -> dict[str, dict[str, float]]:
+  """Policy -> what each simulator, and the truth, says that it is worth."""
+  environments = {name: session.visitors(setting, name) for name in "ab"}
+  if setting.config.data.name in session.KNOWN:
+    known = session.KNOWN[setting.config.data.name]
+    environments["truth"] = known(setting, "test")
+  out = {}
+  for policy, (act, params) in policies(setting).items():
+    out[policy] = {
+      name: float(
+        session.judge(setting, "test", act, params, environment=environment)[
+          METRIC
+        ].mean()
+      )
+      for name, environment in environments.items()
+    }
+  return out
+
+
+def main(argv: list[str]) -> None:
+  """Prints the tables."""
+  del argv
+  setting = runs.sessions()
+  if not setting.judges:
+    raise ConfigError("--workdir is no run with learnt users; use learnt.")
+  rows = [
+    (f"{name}, {signal}", *(f"{value:.4f}" for value in found.values()))
+    for name in setting.judges
+    for signal, found in zip(
+      setting.dataset.signals, answers(setting, name), strict=True
+    )
+  ]
+  columns = ("model, signal", "AUC", "ECE", "mean predicted", "mean observed")
+  common.show("Slates of users whom no model has seen", columns, rows)
+  found = worths(setting)
+  names = list(next(iter(found.values())))
+  table = np.array([[row[name] for name in names] for row in found.values()])
+  rows = [
+    (policy, *(f"{value:.3f}" for value in row))
+    for policy, row in zip(found, table, strict=True)
+  ]
+  common.show(f"{METRIC}, test users", ("policy", *names), rows)
+  pairs = [
+    (f"{names[i]}, {names[j]}", f"{correlation(table[:, i], table[:, j]):.3f}")
+    for i in range(len(names))
+    for j in range(i)
+  ]
+  common.show("rank correlation", ("simulators", "Spearman"), pairs)
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+  """Spearman's rank correlation."""
+  return float(scipy.stats.spearmanr(one, other).statistic)
+
+
+if __name__ == "__main__":
+  errors.run(app, main)
