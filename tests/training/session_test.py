@@ -3,14 +3,16 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
+from benchmarks import fidelity
 from benchmarks import sessions as benchmark
 from configs import hsrl
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import report
 from rerank_rl.rl import values
-from rerank_rl.training import mesh, session_pipeline, tasks
+from rerank_rl.training import mesh, session, session_pipeline, tasks
 from tests import toys
 
 
@@ -88,6 +90,66 @@ def test_a_finished_run_is_only_judged_again(done):
   assert (folder / report.REPORT).read_bytes() == once
 
 
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+  """A run with users learnt from the world's log."""
+  folder = tmp_path_factory.mktemp("learnt")
+  config = _config(
+    "learnt",
+    SMALL
+    | {
+      "world.num_train": 4000,
+      "world.num_test": 300,
+      "evaluators.dim": 16,
+      "evaluators.max_epochs": 12,
+      "evaluators.batch_size": 64,
+      "evaluators.dropout": 0.0,
+    },
+  )
+  tasks.of(config).run(config, folder, folder, "command")
+  setting = session_pipeline.begin(config, folder)
+  return folder, session_pipeline.learn(setting)
+
+
+def test_learnt_users_answer_as_the_log_says(learnt):
+  """Better than chance (.5 +- .02), calibrated; neither model is the other."""
+  folder, setting = learnt
+  assert (folder / report.REPORT).exists()
+  for name in "ab":
+    (click,) = fidelity.answers(setting, name)
+    assert click["auc"] > 0.54
+    # 300 rows calibrate, 900 positions judge.
+    assert abs(click["predicted"] - click["observed"]) < 0.08
+  one, other = (setting.judges[name].fitted.params for name in "ab")
+  same = jax.tree.map(lambda x, y: np.array_equal(x, y), one, other)
+  assert not all(jax.tree.leaves(same))
+
+
+def test_test_users_behave_as_the_model_that_trained_no_policy(learnt):
+  _, setting = learnt
+  by_split = {
+    split: setting.environment(split).react.args[0].params
+    for split in ("train", "valid", "test")
+  }
+  for split, name in (("train", "a"), ("valid", "a"), ("test", "b")):
+    fitted = jax.tree.map(lambda x: x[0], setting.judges[name].fitted.params)
+    jax.tree.map(np.testing.assert_array_equal, by_split[split], fitted)
+
+
+def test_good_policies_are_good_to_every_judge(learnt):
+  """Order by what most users like, forwards and backwards, and the truth."""
+  _, setting = learnt
+  judged = {
+    name: session.judge(setting, "test", act, params, environment=environment)[
+      "total_reward"
+    ].mean()
+    for name, (act, params) in fidelity.policies(setting).items()
+    for environment in (session.visitors(setting, "b"),)
+    if name.startswith("ranker_o") or name == "ranker_reversed"
+  }
+  assert judged["ranker_order"] > judged["ranker_reversed"]
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
@@ -97,7 +159,19 @@ def test_a_finished_run_is_only_judged_again(done):
     ({"rl.credit": "group"}, "config.rl.credit='group'"),
     ({"rl.explore": "beam"}, "config.rl.explore='beam'"),
     ({"stages": ("tokenizer",)}, "tokenizer and session"),
-    ({"data.name": "movielens_1m"}, "config.data.name='movielens_1m'"),
+    ({"data.name": "movielens_1m"}, "add response to config.stages"),
+    ({"data.name": "amazon_beauty"}, "config.data.name='amazon_beauty'"),
+    (
+      {"data.name": "trust", "stages": ("tokenizer", "response", "session")},
+      "no log to learn",
+    ),
+    (
+      {
+        "evaluators.members": 2,
+        "stages": ("tokenizer", "response", "session"),
+      },
+      "config.evaluators.members=2",
+    ),
   ],
 )
 def test_what_sessions_lack_is_refused(changes, words):

@@ -171,7 +171,8 @@ def step(method, catalogue, environment, state, start, key):
   """
   policy, rl = method.policy, method.rl
   played = rollout(method, state.params, catalogue, environment, start, key)
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  # No -1: users may have no features.
+  flat = lambda x: x.reshape(played.left.size, *x.shape[2:])
   request, tree = jax.lax.stop_gradient(
     jax.tree.map(flat, (played.request, played.record))
   )
