@@ -10,6 +10,7 @@ world the truth does so, too.
 
 from collections.abc import Mapping
 import functools
+from typing import Any
 
 from absl import app
 import jax
@@ -71,54 +72,53 @@ def _noisy(slots, params, request, key):
   return session.ranked(slots, params, request, key)
 
 
-def policies(setting: SessionRun) -> Mapping[str, tuple[session.Act, object]]:
+def policies(setting: SessionRun) -> Mapping[str, tuple[session.Act, Any]]:
   """Fixed policies by name: (act, parameters)."""
   data = setting.dataset
   bind = lambda function: jax.tree_util.Partial(
     functools.partial(function, data.slate_size)
   )
   seen = np.bincount(data.offers.ravel(), minlength=len(data.item_ids))
-  table = bind(session.by_table)
-  out = {
+  tables = {"popularity": seen}
+  main = np.linalg.svd(data.vectors - data.vectors.mean(0), full_matrices=False)
+  for i in range(3):
+    tables[f"direction_{i + 1}"] = data.vectors @ main[2][i]
+  tables |= {f"{name}_reversed": -table for name, table in tables.items()}
+  act = bind(session.by_table)
+  return {
     "random": (bind(session.at_random), ()),
     "ranker_order": (bind(session.ranked), ()),
     "ranker_reversed": (bind(_reversed), ()),
     "ranker_noisy": (bind(_noisy), ()),
-    "popularity": (table, seen),
-    "popularity_reversed": (table, -seen),
-  }
-  main = np.linalg.svd(data.vectors - data.vectors.mean(0), full_matrices=False)
-  for i in range(3):
-    along = data.vectors @ main[2][i]
-    out[f"direction_{i + 1}"] = (table, along)
-    out[f"direction_{i + 1}_reversed"] = (table, -along)
-  tree = {
-    name: (act, jnp.asarray(p, jnp.float32)) if len(p) else (act, p)
-    for name, (act, p) in out.items()
-  }
-  own = stage.greedy_act(setting)
-  return tree | {
-    name: (own, params["policy"]) for name, params in setting.params.items()
+    **{
+      name: (act, jnp.asarray(table, jnp.float32))
+      for name, table in tables.items()
+    },
   }
 
 
 def worths(setting: SessionRun) -> dict[str, dict[str, float]]:
   """Policy -> what each simulator, and the truth, says that it is worth."""
   environments = {name: session.visitors(setting, name) for name in "ab"}
+  systems = dict(policies(setting))
   if setting.config.data.name in session.KNOWN:
     known = session.KNOWN[setting.config.data.name]
     environments["truth"] = known(setting, "test")
-  out = {}
-  for policy, (act, params) in policies(setting).items():
-    out[policy] = {
-      name: float(
-        session.judge(setting, "test", act, params, environment=environment)[
-          METRIC
-        ].mean()
-      )
+  else:
+    # The truth tells other things of a user: these could not read them there.
+    own = stage.greedy_act(setting)
+    for name, params in setting.params.items():
+      systems[name] = (own, params["policy"])
+  total = lambda act, params, environment: session.judge(
+    setting, "test", act, params, environment=environment
+  )[METRIC].mean()
+  return {
+    policy: {
+      name: float(total(act, params, environment))
       for name, environment in environments.items()
     }
-  return out
+    for policy, (act, params) in systems.items()
+  }
 
 
 def main(argv: list[str]) -> None:
