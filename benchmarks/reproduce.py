@@ -69,6 +69,7 @@ RIVALS = (
 WORLD = ("share", "true_utility", "evaluator_a", "evaluator_b", "win_rate_b")
 VALUE = ("evaluator_b", "evaluator_a", "evaluator_s", "win_rate_b", "ild")
 RECOVERY = ("ndcg@6", "precision@6", "map@6", "f1@6")
+SESSION = ("total_reward", "discounted_reward", "slate_reward")
 
 
 def _rows(own: int, rivals: int) -> tuple[Row, ...]:
@@ -76,6 +77,13 @@ def _rows(own: int, rivals: int) -> tuple[Row, ...]:
     Row("glorank_rl", own),
     *(Row(name, rivals) for name in RIVALS),
   )
+
+
+def _sessions(name: str, variant: str) -> Table:
+  """HSRL and its rivals among users learnt from a log."""
+  rows = (Row("hsrl", 5), Row("a2c", 5))
+  title = f"{name}, sessions with learnt users"
+  return Table(title, f"learnt,{variant}", SESSION, rows, "hsrl")
 
 
 TABLES = {
@@ -110,6 +118,8 @@ TABLES = {
   "movielens_recovery": Table(
     "MovieLens-1M, recovery", "movielens_1m,recovery", RECOVERY, _rows(3, 3)
   ),
+  "kuairand_sessions": _sessions("KuaiRand-Pure", "kuairand_pure"),
+  "movielens_sessions": _sessions("MovieLens-1M", "movielens_1m"),
 }
 
 
