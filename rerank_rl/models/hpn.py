@@ -91,11 +91,12 @@ class Descent(nn.Module):
 class HierarchicalPolicy(SemanticTokens, nn.Module):
   """HPN: an item is as likely as its tokens, slates are Plackett-Luce.
 
-    score(i) = sum_l log p_l(z_l(i) | c_l),   p_l = softmax(W_l c_l)
+    score(i) = w r_i + sum_l log p_l(z_l(i) | c_l),   p_l = softmax(W_l c_l)
 
   over the codes that the catalogue uses at that level. c_l follows the item's
-  own tokens. A level's legal children are then worth the mass of the items
-  under them (`legality.log_probs`).
+  own tokens; r is the upstream ranker's score, which the paper has none of, and
+  w is learnt from 0. A level's legal children are then worth the mass of the
+  items under them (`legality.log_probs`).
   """
 
   config: PolicyConfig
@@ -106,7 +107,9 @@ class HierarchicalPolicy(SemanticTokens, nn.Module):
     self.descent = Descent(c, sizes)
     square = nn.initializers.normal(c.dim**-0.5)
     shape = (sizes.levels, c.dim, sizes.codes)
-    self.heads = self.param("heads", square, shape, jnp.dtype(c.dtype))
+    dtype = jnp.dtype(c.dtype)
+    self.heads = self.param("heads", square, shape, dtype)
+    self.prior = self.param("prior", nn.initializers.zeros, (), dtype)
 
   def _dist(self, catalogue, state, level):
     """log p_l f32[..., V] over the codes that the catalogue uses at l."""
@@ -123,9 +126,9 @@ class HierarchicalPolicy(SemanticTokens, nn.Module):
 
   def prompt(self, catalogue, request, order, tokens):
     """A `Prompt`: scores as keys of width 1, states after tokens as inputs."""
-    del order
     root = self.descent.root(catalogue, request)
-    state, states, score = root[:, None], [], 0
+    given = jnp.take_along_axis(request.scores, order, axis=1)
+    state, states, score = root[:, None], [], self.prior * given
     for level in range(self.sizes.levels):
       token = tokens[..., level]
       dist = self._dist(catalogue, state, level)

@@ -49,6 +49,7 @@ def test_an_items_probability_is_its_tokens_product():
   catalogue = toys.catalogue(items=every)
   request = toys.request(items=every, sizes=sizes)
   request = jax.tree.map(lambda x: x[:1], request)  # The full row.
+  request = request.replace(scores=jnp.zeros_like(request.scores))
   for head in ("hpn", "hpn_expected"):
     policy, params = toys.policy(head)
     prepare = jax.jit(
@@ -57,6 +58,19 @@ def test_an_items_probability_is_its_tokens_product():
     game = prepare(params)
     score = game.prompt.keys[0, 0, :, 0]
     np.testing.assert_allclose(jnp.exp(score).sum(), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["hpn", "hpn_expected"])
+def test_the_rankers_scores_count_as_much_as_was_learnt(head):
+  policy, params, game = _game(head)
+  catalogue, request = toys.catalogue(), toys.request()
+  more = request.replace(scores=request.scores + jnp.arange(5.0)[None])
+  prepare = jax.jit(lambda p, r: sample.prepare(policy, p, catalogue, r))
+  heavy = {**params, "prior": jnp.float32(0.7)}
+  gap = prepare(heavy, more).prompt.keys - prepare(heavy, request).prompt.keys
+  want = 0.7 * jnp.arange(5.0)[game.trie.order]
+  for level in range(L):
+    np.testing.assert_allclose(gap[:, level, :, 0], want, atol=1e-5)
 
 
 def test_no_logit_is_dead():
