@@ -155,9 +155,13 @@ class Peer:
     """P(click) f32[B, K] of the items shown i64[B, K]."""
     torch, answer = self._torch, self._params["answer"]
     user = self._dense(self._user, self._params["profile"])
-    both = (self._read(history) + user)[:, None]
+    both = (self._read(history) + user)[:, None] + self._params["place"]
     items = self._table[shown]
-    x = torch.cat([both.expand_as(items), items, both * items], -1)
+    number = torch.arange(items.shape[1])[:, None].clamp(min=1)
+    above = (items.cumsum(1) - items) / number
+    last = torch.nn.functional.pad(items, (0, 0, 1, 0))[:, :-1]
+    parts = [both, items, both * items, above, items * above, items * last]
+    x = torch.cat(parts, -1)
     x = self._dense(x, answer["Dense_0"])
     x = torch.nn.functional.gelu(x, approximate="tanh")
     return torch.sigmoid(self._dense(x, answer["Dense_1"])[..., 0])
@@ -204,8 +208,11 @@ def disagreement(law: learnt.Learnt, start: Impression, peer: Peer) -> float:
     request.history >= 0,
   )
   logits = law.ask(
-    "respond", memory.state, law.ask("who", request.user), law.table[shown]
-  )
+    "respond",
+    memory.state,
+    law.ask("who", request.user),
+    law.table[shown][:, None],
+  )[:, 0]
   torch = peer._torch
   own = peer.chances(peer._history, torch.from_numpy(shown).long())
   return float(np.abs(jax.nn.sigmoid(logits[..., 0]) - own.numpy()).max())

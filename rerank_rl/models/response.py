@@ -1,8 +1,9 @@
-"""How a user responds to an item, read from what he has clicked before.
+"""How a user responds to a slate, read from what he has clicked before.
 
-A transformer over the clicked items in which each sees the last W up to
-itself, itself included (sliding window, Beltagy et al. 2020), weighed by how
-long ago they were (ALiBi, Press et al. 2022, with learnt slopes). No place is
+An item's answer hangs on the user, on the item and on those above it. The user
+is read by a transformer over the clicked items, in which each sees the last W
+up to and with itself (sliding window, Beltagy et al. 2020), weighed by how long
+ago they were (ALiBi, Press et al. 2022, with learnt slopes). No place is
 absolute and none sees what follows it, so a user who has been read is read on,
 click by click, with the same result as from the start.
 
@@ -36,7 +37,7 @@ class Memory:
 
 
 class ResponseModel(nn.Module):
-  """P(signal | user's profile, his clicks, item), for each item on its own.
+  """P(signal | user's profile, his clicks, item, the items above it).
 
   Fitted as `evaluator.ListEvaluator` is, whose interface it has.
 
@@ -68,6 +69,9 @@ class ResponseModel(nn.Module):
     ]
     self.slope = self.param("slope", _slopes, (self.layers, self.heads))
     self.norm = nn.LayerNorm()
+    self.place = self.param(
+      "place", nn.initializers.normal(0.02), (self.slots, self.dim)
+    )
     self.answer = Mlp((self.dim, self.signals), self.dropout)
 
   def __call__(self, features, request, slate, train=False):
@@ -85,9 +89,8 @@ class ResponseModel(nn.Module):
     memory = self.extend(self.blank(B), items(past), past != PAD)
     place = jnp.maximum(slate, 0).reshape(B, G * K)
     shown = jnp.take_along_axis(request.candidates, place, axis=1)
-    user = self.who(request.user)
-    out = self.respond(memory.state, user, items(shown), train)
-    return out.reshape(B, G, K, self.signals)
+    shown = items(shown).reshape(B, G, K, self.dim)
+    return self.respond(memory.state, self.who(request.user), shown, train)
 
   def penalty(self, features, impression, train=False):
     """What fitting minimises: see `evaluator.feedback_loss`."""
@@ -150,11 +153,14 @@ class ResponseModel(nn.Module):
     return Memory(tuple(layers), count, state)
 
   def respond(self, state, user, items, train=False):
-    """Logits f32[B, X, S] for items f32[B, X, d] of `table`."""
-    both = (state + user)[:, None]
-    near = both * items
-    both = jnp.broadcast_to(both, items.shape)
-    return self.answer(jnp.concatenate([both, items, near], -1), train)
+    """Logits f32[B, G, K, S] for slates f32[B, G, K, d] of `table`'s rows."""
+    number = jnp.arange(items.shape[2], dtype=items.dtype)[None, None, :, None]
+    above = (jnp.cumsum(items, axis=2) - items) / jnp.maximum(number, 1)
+    last = jnp.pad(items, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
+    both = (state + user)[:, None, None] + self.place[None, None]
+    parts = [jnp.broadcast_to(both, items.shape), items, both * items]
+    parts += [above, items * above, items * last]
+    return self.answer(jnp.concatenate(parts, -1), train)
 
 
 def _newest(clicked, total, W):

@@ -70,7 +70,7 @@ class Visitor(struct.PyTreeNode):
 def learnt(law: Learnt) -> Environment:
   """Users who click as a response model says and lose patience.
 
-    P(signal s of item i) = sigmoid(scale_s x_s(profile, clicks, i) + shift_s)
+    P(signal s of item i) = sigmoid(scale_s x_s(user, i, above) + shift_s)
     reward of a slot = (sum_s w_s signal_s - cost * no click) / K,
 
   signals drawn apart, the first of them the click; patience as
@@ -126,7 +126,8 @@ def _react(law: Learnt, state: Visitor, slate: Array, key: Array):
   shown = _offered(law, state)[slate]
   items = law.table[shown]
   memory = state.memory
-  logits = law.ask("respond", memory.state, state.profile, items[None])[0]
+  slates = items[None, None]
+  logits = law.ask("respond", memory.state, state.profile, slates)[0, 0]
   chance = jax.nn.sigmoid(logits * law.scale[None] + law.shift[None])
   signal = jax.random.uniform(key, chance.shape) < chance
   clicked = signal[:, 0]

@@ -90,14 +90,11 @@ def test_what_lies_beyond_every_window_is_forgotten(fitted):
   assert np.abs(same(changed) - same(rows)).max() > 1e-6
 
 
-def test_an_answer_hangs_on_the_item_alone(fitted):
-  """Neither on its place in the slate nor on what stands beside it."""
+def test_an_answer_sees_the_items_above_and_none_below(fitted):
   features, params = fitted
-  history = jnp.array([[PAD, PAD, 4, 5, 6]])
-  request = _request(history)
-  slate = jnp.array([[[2, 7, 1, 3], [3, 2, 9, 8]]])
+  request = _request(jnp.array([[PAD, PAD, 4, 5, 6]]))
+  slate = jnp.array([[[2, 7, 1, 3], [2, 7, 9, 8], [7, 2, 1, 3]]])
   out = MODEL.apply({"params": params}, features, request, slate)
-  assert out.shape == (1, 2, SLOTS, 2)
-  np.testing.assert_allclose(out[0, 0, 0], out[0, 1, 1], atol=1e-5)
-  np.testing.assert_allclose(out[0, 0, 3], out[0, 1, 0], atol=1e-5)
-  assert np.abs(out[0, 0, 0] - out[0, 0, 1]).max() > 1e-3
+  assert out.shape == (1, 3, SLOTS, 2)
+  np.testing.assert_allclose(out[0, 0, :2], out[0, 1, :2], atol=1e-5)
+  assert np.abs(out[0, 0, 2:] - out[0, 2, 2:]).max() > 1e-3
