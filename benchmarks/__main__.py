@@ -2,7 +2,7 @@
 
 from absl import app
 
-from benchmarks import common, decode, learner, tree
+from benchmarks import common, decode, learner, simulator, tree
 
 
 def main(argv: list[str]) -> None:
@@ -11,6 +11,7 @@ def main(argv: list[str]) -> None:
   # Peers may be missing: what needs none comes first.
   for benchmark in (learner, tree, decode):
     common.main(benchmark.run)
+  simulator.run(simulator.Sizes(), common.pairs())
 
 
 if __name__ == "__main__":

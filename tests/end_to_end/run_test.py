@@ -15,8 +15,10 @@ from rerank_rl.evaluation import report
 from tests import programs
 
 
-def _start(root, cache):
-  return programs.start("tests.end_to_end.micro", root, "whole", cache=cache)
+def _start(root, cache, *cluster):
+  return programs.start(
+    "tests.end_to_end.micro", root, "whole", *cluster, cache=cache
+  )
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,26 @@ def test_killed_anywhere_the_run_ends_the_same(undisturbed):
       run.communicate()
   programs.finish(_start(root, folder / "cache"))
   _same(folder / "calm", root)
+
+
+def test_two_processes_do_the_whole_job(undisturbed):
+  folder, _ = undisturbed
+  root, port = folder / "two", programs.free_port()
+  cache = folder / "cache"
+  programs.finish(*(_start(root, cache, port, 2, p) for p in range(2)))
+  one, two = (
+    {
+      row["system"]: row["metrics"]
+      for row in json.loads((at / "report.json").read_text())["rows"]
+    }
+    for at in (folder / "calm", root)
+  )
+  assert one.keys() == two.keys()
+  for system, metrics in one.items():
+    for metric in ("true_utility", "evaluator_a", "evaluator_b"):
+      np.testing.assert_allclose(
+        metrics[metric], two[system][metric], rtol=1e-3
+      )
 
 
 def test_a_finished_run_does_no_work_again(undisturbed):
