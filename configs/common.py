@@ -90,7 +90,10 @@ TRUST = {
 }
 
 # Sessions with users whose behaviour is learnt from the log.
-LEARNT = {"stages": ("tokenizer", "response", "session")}
+LEARNT = {
+  "stages": ("tokenizer", "response", "session"),
+  "rl_train.learning_rate": 6e-3,
+}
 
 # DeGRe's lists against what was shown, from a policy that has cloned that.
 PREFERENCE = {
