@@ -144,13 +144,15 @@ def offered(seen: np.ndarray, turns: int, candidates: int) -> np.ndarray:
   Args:
     seen: i64[M], how often training shows each item.
     turns: of a session.
-    candidates: N, at most M.
+    candidates: N; PAD stands where there are fewer items.
   """
   random = np.random.default_rng(_SEED)
   noise = random.gumbel(size=(_WAYS, seen.size))
   best = np.argsort(-(np.log(seen + 1.0)[None] + noise), axis=1)
-  several = min(turns, seen.size // candidates)
+  several = max(1, min(turns, seen.size // candidates))
   few = random.permuted(best[:, : several * candidates], axis=1)
+  short = several * candidates - few.shape[1]
+  few = np.pad(few, ((0, 0), (0, short)), constant_values=PAD)
   few = few.reshape(_WAYS, several, candidates).astype(np.int32)
   return few[:, np.arange(turns) % several]
 

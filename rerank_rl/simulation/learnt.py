@@ -113,11 +113,12 @@ def _offered(law: Learnt, state: Visitor) -> Array:
 def _request(law: Learnt, state: Visitor) -> Request:
   candidates = _offered(law, state)
   length = jnp.sqrt(jnp.maximum((state.taste**2).sum(), 1e-12))
+  scores = law.vectors[candidates] @ state.taste / length
   return Request(
     user=state.user,
     history=state.history,
     candidates=candidates,
-    scores=law.vectors[candidates] @ state.taste / length,
+    scores=jnp.where(candidates == PAD, 0, scores),
     size=jnp.int32(law.model.slots),
   )
 

@@ -108,6 +108,13 @@ def test_a_short_catalogue_starts_over():
   assert (np.diff(np.sort(offers, 2), axis=2) > 0).all()
 
 
+def test_fewer_items_than_candidates_are_padded():
+  offers = sessions.offered(np.ones(3, int), turns=2, candidates=5)
+  assert offers.shape == (256, 2, 5)
+  assert (offers[..., 3:] == PAD).all()
+  assert (np.sort(offers[..., :3], 2) == np.arange(3)).all()
+
+
 def test_the_worlds_log_is_halved():
   config = dataclasses.replace(CONFIG, data=DataConfig(name="world"))
   found = sessions.of_world(config)

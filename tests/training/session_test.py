@@ -12,7 +12,14 @@ from configs import hsrl
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import report
 from rerank_rl.rl import values
-from rerank_rl.training import mesh, session, session_pipeline, tasks
+from rerank_rl.training import (
+  fitting,
+  mesh,
+  session,
+  session_pipeline,
+  tasks,
+)
+from rerank_rl.training.stages import session as stage
 from tests import toys
 
 
@@ -148,6 +155,16 @@ def test_good_policies_are_good_to_every_judge(learnt):
     if name.startswith("ranker_o") or name == "ranker_reversed"
   }
   assert judged["ranker_order"] > judged["ranker_reversed"]
+
+
+def test_other_users_make_another_artifact(learnt, monkeypatch):
+  _, setting = learnt
+  monkeypatch.setattr(stage, "ready", lambda *args: True)
+  monkeypatch.setattr(fitting, "learned", lambda setting, *args: setting)
+  again = stage.run(setting).identity["session"]
+  assert again == setting.identity["session"]
+  others = setting.identified("response", "other users")
+  assert stage.run(others).identity["session"] != again
 
 
 @pytest.mark.parametrize(

@@ -226,9 +226,11 @@ def run(setting: SessionRun) -> SessionRun:
   """
   config = setting.config
   check(config)
+  # Users who were learnt are among it.
+  before = {k: own for k, own in setting.identity.items() if k != STAGE}
   setting = setting.identified(
     STAGE,
-    setting.identity["tokenizer"],
+    before,
     config.policy,
     config.rl,
     config.rl_train,
