@@ -3,23 +3,14 @@
 import json
 
 import jax
-import numpy as np
 import pytest
 
-from benchmarks import fidelity
 from benchmarks import sessions as benchmark
 from configs import hsrl
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import report
 from rerank_rl.rl import values
-from rerank_rl.training import (
-  fitting,
-  mesh,
-  session,
-  session_pipeline,
-  tasks,
-)
-from rerank_rl.training.stages import session as stage
+from rerank_rl.training import mesh, session_pipeline, tasks
 from tests import toys
 
 
@@ -95,76 +86,6 @@ def test_a_finished_run_is_only_judged_again(done):
   once = (folder / report.REPORT).read_bytes()
   session_pipeline.run(config, folder, folder, "command")
   assert (folder / report.REPORT).read_bytes() == once
-
-
-@pytest.fixture(scope="module")
-def learnt(tmp_path_factory):
-  """A run with users learnt from the world's log."""
-  folder = tmp_path_factory.mktemp("learnt")
-  config = _config(
-    "learnt",
-    SMALL
-    | {
-      "world.num_train": 4000,
-      "world.num_test": 300,
-      "evaluators.dim": 16,
-      "evaluators.max_epochs": 12,
-      "evaluators.batch_size": 64,
-      "evaluators.dropout": 0.0,
-    },
-  )
-  tasks.of(config).run(config, folder, folder, "command")
-  setting = session_pipeline.begin(config, folder)
-  return folder, session_pipeline.learn(setting)
-
-
-def test_learnt_users_answer_as_the_log_says(learnt):
-  """Better than chance (.5 +- .02), calibrated; neither model is the other."""
-  folder, setting = learnt
-  assert (folder / report.REPORT).exists()
-  for name in "ab":
-    (click,) = fidelity.answers(setting, name)
-    assert click["auc"] > 0.54
-    # 300 rows calibrate, 900 positions judge.
-    assert abs(click["predicted"] - click["observed"]) < 0.08
-  one, other = (setting.judges[name].fitted.params for name in "ab")
-  same = jax.tree.map(lambda x, y: np.array_equal(x, y), one, other)
-  assert not all(jax.tree.leaves(same))
-
-
-def test_test_users_behave_as_the_model_that_trained_no_policy(learnt):
-  _, setting = learnt
-  by_split = {
-    split: setting.environment(split).react.args[0].params
-    for split in ("train", "valid", "test")
-  }
-  for split, name in (("train", "a"), ("valid", "a"), ("test", "b")):
-    fitted = jax.tree.map(lambda x: x[0], setting.judges[name].fitted.params)
-    jax.tree.map(np.testing.assert_array_equal, by_split[split], fitted)
-
-
-def test_good_policies_are_good_to_every_judge(learnt):
-  """Order by what most users like, forwards and backwards, and the truth."""
-  _, setting = learnt
-  judged = {
-    name: session.judge(setting, "test", act, params, environment=environment)[
-      "total_reward"
-    ].mean()
-    for name, (act, params) in fidelity.policies(setting).items()
-    for environment in (session.visitors(setting, "b"),)
-    if name.startswith("ranker_o") or name == "ranker_reversed"
-  }
-  assert judged["ranker_order"] > judged["ranker_reversed"]
-
-
-def test_other_users_make_another_artifact(learnt, monkeypatch):
-  _, setting = learnt
-  monkeypatch.setattr(stage, "ready", lambda *args: True)
-  monkeypatch.setattr(fitting, "learned", lambda setting, *args: setting)
-  again = stage.run(setting).identity["session"]
-  assert again == setting.identity["session"]
-  others = setting.identified("response", "other users")
-  assert stage.run(others).identity["session"] != again
 
 
 @pytest.mark.parametrize(
