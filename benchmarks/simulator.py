@@ -8,7 +8,6 @@ every turn. Both have the same parameters, users and offers, and answer the
 first slates alike, which is checked.
 """
 
-import functools
 import sys
 from typing import NamedTuple
 
@@ -19,8 +18,10 @@ import numpy as np
 
 from benchmarks import common
 from rerank_rl.config import SessionConfig
+from rerank_rl.data import sessions
 from rerank_rl.models.response import ResponseModel
 from rerank_rl.simulation import learnt, session
+from rerank_rl.training.session import ranked
 from rerank_rl.types import Impression, Request
 
 _USERS = flags.DEFINE_integer("users", 512, "Users who are met at a time.")
@@ -68,33 +69,24 @@ def users(sizes: Sizes, seed: int = 0) -> tuple[learnt.Learnt, Impression]:
   params = model.init(jax.random.key(seed), features, few, slate[:2, None])[
     "params"
   ]
-  vectors = draw(sizes.items, 32)
-  offers = random.permuted(
-    np.tile(np.arange(sizes.items, dtype=np.int32), (64, 1)), axis=1
-  )[:, : sizes.turns * N].reshape(64, sizes.turns, N)
-  law = learnt.Learnt(
-    params=params,
+  offers = sessions.offered(np.ones(sizes.items), sizes.turns, N)
+  law = learnt.law_of(
+    model,
+    params,
+    features,
+    draw(sizes.items, 32),
     scale=jnp.ones(1),
     shift=jnp.zeros(1),
-    table=model.apply({"params": params}, features, method="table"),
-    vectors=vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True),
     offers=jnp.asarray(offers),
-    model=model,
     config=SessionConfig(turns=sizes.turns),
     weights=(1.0,),
   )
   return law, start
 
 
-def best(slots: int, request: Request, key: jax.Array):
-  """The ranker's best, for `session.play`."""
-  del key
-  return jax.lax.top_k(request.scores, slots)[1], ()
-
-
 def ours(law: learnt.Learnt, start: Impression, sizes: Sizes):
   """A function key -> the sessions' rewards f32[turns, B]."""
-  act = functools.partial(best, sizes.slots)
+  act = lambda request, key: (ranked(sizes.slots, (), request, key), ())
 
   @jax.jit
   def play(law, start, key):

@@ -16,6 +16,24 @@ from rerank_rl.types import PAD, Catalogue, Outcome, Request
 HEADS = ("global", "pointer", "local_index", "hpn", "hpn_expected")
 SIZES = Sizes(codes=3, levels=3, slots=3, history=4, candidates=5)
 
+# A run of sessions in the synthetic world that takes seconds.
+SESSIONS = {
+  "world.num_items": 60,
+  "world.num_candidates": 8,
+  "world.slate_size": 3,
+  "world.num_train": 64,
+  "world.num_valid": 16,
+  "world.num_test": 40,
+  "tokenizer.codes": 8,
+  "policy.dim": 16,
+  "policy.layers": 1,
+  "session.turns": 5,
+  "rl_train.steps": 4,
+  "rl_train.warmup_steps": 1,
+  "rl_train.batch_size": 16,
+  "rl_train.eval_every": 2,
+}
+
 
 def frozen(config, changes) -> config_lib.Config:
   """A config file's ConfigDict with dotted field -> value, frozen."""

@@ -43,6 +43,28 @@ class Learnt(struct.PyTreeNode):
     return self.model.apply({"params": self.params}, *args, method=method)
 
 
+def law_of(
+  model: ResponseModel, params: dict, features: Array, vectors: Array, **rest
+) -> Learnt:
+  """A `Learnt` whose catalogue is read once.
+
+  Args:
+    model: the module.
+    params: of the model.
+    features: f32[M, F], the catalogue's.
+    vectors: f32[M, E], of any length.
+    **rest: the other fields.
+  """
+  length = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+  return Learnt(
+    params=params,
+    table=model.apply({"params": params}, features, method="table"),
+    vectors=vectors / jnp.maximum(length, 1e-6),
+    model=model,
+    **rest,
+  )
+
+
 class Visitor(struct.PyTreeNode):
   """A user within a session.
 

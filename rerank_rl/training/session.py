@@ -72,17 +72,15 @@ class SessionRun(Run):
 def visitors(setting: SessionRun, name: str) -> simulation.Environment:
   """Users who behave as the response model `name` says."""
   model, fitted = setting.judges[name]
-  data, features = setting.dataset, setting.catalogue.features
-  params = jax.tree.map(lambda x: x[0], fitted.params)
-  length = np.linalg.norm(data.vectors, axis=1, keepdims=True)
-  law = learnt.Learnt(
-    params=params,
+  data = setting.dataset
+  law = learnt.law_of(
+    cast(ResponseModel, model),
+    jax.tree.map(lambda x: x[0], fitted.params),
+    setting.catalogue.features,
+    jnp.asarray(data.vectors),
     scale=fitted.scale,
     shift=fitted.shift,
-    table=model.apply({"params": params}, features, method="table"),
-    vectors=jnp.asarray(data.vectors / np.maximum(length, 1e-6)),
     offers=jnp.asarray(data.offers),
-    model=cast(ResponseModel, model),
     config=setting.config.session,
     weights=setting.config.data.weights or data.weights,
   )

@@ -43,14 +43,14 @@ def _law(**changes):
   offers = np.stack(
     [np.random.default_rng(i).permutation(ITEMS)[: TURNS * N] for i in (0, 1)]
   )
-  return learnt.Learnt(
-    params=params["params"],
+  return learnt.law_of(
+    MODEL,
+    params["params"],
+    features,
+    vectors,
     scale=jnp.array([1.5, 0.5]),
     shift=jnp.array([0.3, -0.4]),
-    table=MODEL.apply(params, features, method="table"),
-    vectors=vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True),
     offers=jnp.asarray(offers.reshape(2, TURNS, N), jnp.int32),
-    model=MODEL,
     config=SessionConfig(**{"cost": 0.0, **changes}),
     weights=(1.0, 2.0),
   ), features

@@ -11,25 +11,13 @@ from rerank_rl.training import fitting, session, session_pipeline, tasks
 from rerank_rl.training.stages import session as stage
 from tests import toys
 
-SMALL = {
+SMALL = toys.SESSIONS | {
   "evaluators.dim": 16,
   "evaluators.max_epochs": 12,
   "evaluators.batch_size": 64,
   "evaluators.dropout": 0.0,
-  "world.num_items": 60,
-  "world.num_candidates": 8,
-  "world.slate_size": 3,
   "world.num_train": 4000,
-  "world.num_valid": 16,
   "world.num_test": 300,
-  "tokenizer.codes": 8,
-  "policy.dim": 16,
-  "policy.layers": 1,
-  "session.turns": 5,
-  "rl_train.steps": 4,
-  "rl_train.warmup_steps": 1,
-  "rl_train.batch_size": 16,
-  "rl_train.eval_every": 2,
 }
 
 

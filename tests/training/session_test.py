@@ -43,28 +43,10 @@ def test_bootstrapping_at_terminals_instead_is_myopic(tmp_path, monkeypatch):
   assert found["greedy"] <= found["myopic"] + 0.05
 
 
-SMALL = {
-  "world.num_items": 60,
-  "world.num_candidates": 8,
-  "world.slate_size": 3,
-  "world.num_train": 64,
-  "world.num_valid": 16,
-  "world.num_test": 40,
-  "tokenizer.codes": 8,
-  "policy.dim": 16,
-  "policy.layers": 1,
-  "session.turns": 5,
-  "rl_train.steps": 4,
-  "rl_train.warmup_steps": 1,
-  "rl_train.batch_size": 16,
-  "rl_train.eval_every": 2,
-}
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
   folder = tmp_path_factory.mktemp("hsrl")
-  config = _config("", SMALL)
+  config = _config("", toys.SESSIONS)
   tasks.of(config).run(config, folder, folder, "command")
   return folder, config
 
