@@ -22,10 +22,9 @@ from benchmarks import common, runs
 from launch import errors
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import judge as judges
-from rerank_rl.training import session
+from rerank_rl.training import session, session_pipeline
 from rerank_rl.training.session import SessionRun
 from rerank_rl.training.stages import evaluators
-from rerank_rl.training.stages import session as stage
 
 METRIC = "total_reward"
 _NOISE = 1.0  # Deviations of the ranker's scores.
@@ -106,9 +105,7 @@ def worths(setting: SessionRun) -> dict[str, dict[str, float]]:
     environments["truth"] = known(setting, "test")
   else:
     # The truth tells other things of a user: these could not read them there.
-    own = stage.greedy_act(setting)
-    for name, params in setting.params.items():
-      systems[name] = (own, params["policy"])
+    systems |= session_pipeline.learner(setting.config).systems(setting)
   total = lambda act, params, environment: session.judge(
     setting, "test", act, params, environment=environment
   )[METRIC].mean()

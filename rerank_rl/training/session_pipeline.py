@@ -15,17 +15,28 @@ from rerank_rl.models import policy
 from rerank_rl.training import pipeline, session
 from rerank_rl.training.session import SessionRun
 from rerank_rl.training.stages import response, tokenize
-from rerank_rl.training.stages import session as stage
+from rerank_rl.training.stages import session as session_stage
 
 PROTOCOL = "session"
+
+# Stages that learn a system: modules with `check`, `run` and `systems`. A run
+# has one of them.
+LEARNERS: Mapping[str, Any] = MappingProxyType(
+  {session_stage.STAGE: session_stage}
+)
 
 STAGES: Mapping[str, Callable] = MappingProxyType(
   {
     "tokenizer": tokenize.run,
     response.STAGE: response.run,
-    stage.STAGE: stage.run,
+    **{name: stage.run for name, stage in LEARNERS.items()},
   }
 )
+
+
+def learner(config: Config) -> Any:
+  """The module of the stage that learns the run's system."""
+  return next(LEARNERS[name] for name in config.stages if name in LEARNERS)
 
 
 def check(config: Config) -> None:
@@ -35,9 +46,11 @@ def check(config: Config) -> None:
     ConfigError: unknown data, stages missing, parts that sessions lack.
   """
   pipeline.check_stages(config, STAGES)
-  if not {"tokenizer", stage.STAGE} <= set(config.stages):
+  learning = [name for name in config.stages if name in LEARNERS]
+  if "tokenizer" not in config.stages or len(learning) != 1:
     raise ConfigError(
-      f"config.stages={config.stages}; sessions need tokenizer and session."
+      f"config.stages={config.stages}; sessions need tokenizer and one of "
+      f"{', '.join(LEARNERS)}."
     )
   load.check(config, sessions.SESSIONS)
   if response.STAGE in config.stages:
@@ -48,7 +61,7 @@ def check(config: Config) -> None:
       "learnt: add response to config.stages (variant learnt)."
     )
   policy.check(config.policy)
-  stage.check(config)
+  learner(config).check(config)
 
 
 def begin(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:
@@ -85,9 +98,9 @@ def evaluate(
   for name, function in simple.items():
     own = functools.partial(function, setting.dataset.slate_size)
     judged[name] = judge(jax.tree_util.Partial(own), ())
-  act = stage.greedy_act(setting)
-  for name, params in setting.params.items():
-    judged[name] = judge(act, params["policy"])
+  systems = learner(setting.config).systems(setting)
+  for name, (act, params) in systems.items():
+    judged[name] = judge(act, params)
   seconds = {"report": time.monotonic() - begin}
   return pipeline.publish(setting, folder, command, judged, seconds)
 

@@ -1,7 +1,7 @@
 """Stage `session`: actor and critic learn from users who stay or leave."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -312,3 +312,9 @@ def greedy_act(setting: SessionRun) -> sessions.Act:
   return jax.tree_util.Partial(
     functools.partial(sessions.greedy, setting.policy), setting.catalogue
   )
+
+
+def systems(setting: SessionRun) -> dict[str, tuple[sessions.Act, Any]]:
+  """What reports judge: the run's system as (act, parameters)."""
+  name = setting.config.name
+  return {name: (greedy_act(setting), setting.params[name]["policy"])}
