@@ -33,6 +33,8 @@ SMOKE = {
   "distill_train.warmup_steps": 10,
   "distill_train.batch_size": 16,
   "distill_train.eval_every": 30,
+  "goals.behaviours": 16,
+  "goals.users": 8,
   "critic.group": 4,
   "critic_train.steps": 12,
   "critic_train.warmup_steps": 5,
@@ -91,7 +93,7 @@ TRUST = {
 
 # Sessions with users whose behaviour is learnt from the log.
 LEARNT = {
-  "stages": ("tokenizer", "response", "session"),
+  "stages": lambda stages: (stages[0], "response", *stages[1:]),
   "rl_train.learning_rate": 6e-3,
 }
 
@@ -139,8 +141,11 @@ VARIANTS = {
 }
 
 
-# What a method is: where its own config names one of these, variants do not.
-COMPOSITION = frozenset({"rl.explore", "rl.credit", "rl.objective", "rl.group"})
+# What a method is, and how long it waits for gain: where its own config names
+# one of these, variants do not.
+COMPOSITION = frozenset(
+  {"rl.explore", "rl.credit", "rl.objective", "rl.group", "rl_train.patience"}
+)
 
 
 def build(changes: dict, variant: str = "") -> ConfigDict:
@@ -174,5 +179,10 @@ def build(changes: dict, variant: str = "") -> ConfigDict:
 
 
 def _update(config: ConfigDict, changes: dict) -> None:
+  """Sets dotted fields; a function is given the value so far."""
+  changes = {
+    k: value(config[k]) if callable(value) else value
+    for k, value in changes.items()
+  }
   with config.ignore_type():
     config.update_from_flattened_dict(changes)

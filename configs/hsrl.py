@@ -31,6 +31,7 @@ CHANGES = {
   "rl_train.batch_size": 32,
   "rl_train.learning_rate": 2e-3,
   "rl_train.ema": 0.98,
+  "rl_train.patience": 0,  # A log is short, its users are met ever anew.
   "rl_train.eval_every": 100,
   "rl_train.checkpoint_every": 100,
 }

@@ -206,6 +206,15 @@ class SessionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GoalsConfig:
+  """What the policy can be asked for, and who shows it how (MocDT)."""
+
+  window: int = _within(10, 1)  # Slates over which a goal is reached.
+  behaviours: int = _within(256, 8)  # Fixed policies that are imitated.
+  users: int = _within(128, 1)  # Who tell what a behaviour achieves.
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """A run."""
 
@@ -222,6 +231,7 @@ class Config:
   policy: PolicyConfig = PolicyConfig()
   next_item: NextItemConfig = NextItemConfig()
   session: SessionConfig = SessionConfig()
+  goals: GoalsConfig = GoalsConfig()
   ranker: RankerConfig = RankerConfig()
   demo: DemoConfig = DemoConfig()
   sft: TrainConfig = TrainConfig(steps=400)

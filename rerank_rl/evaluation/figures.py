@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+import numpy as np
 
 _COLOURS = ("#1f83c4", "#d55e00", "#009e73")
 _COLUMNS = 3  # Panels side by side.
@@ -142,6 +143,38 @@ def deciles(rows: Sequence[Mapping[str, float]]) -> bytes:
     axes.set(xlabel="decile of A", ylabel="value")
 
   return _drawn(draw, 6.0, 3.2)
+
+
+def control(
+  asked: np.ndarray,
+  achieved: np.ndarray,
+  fixed: np.ndarray,
+  names: Sequence[str],
+) -> bytes:
+  """Goals, what was achieved for each, and what fixed policies achieve.
+
+  Args:
+    asked: f32[P, 2].
+    achieved: f32[P, 2].
+    fixed: f32[X, 2], whose Pareto front is drawn as a line.
+    names: of the two objectives.
+  """
+
+  def draw(figure: Figure) -> None:
+    axes = figure.add_subplot()
+    for goal, found in zip(asked, achieved, strict=True):
+      axes.plot(*np.stack([goal, found]).T, color=_COLOURS[0], linewidth=0.6)
+    axes.plot(*asked.T, "s", color=_COLOURS[2], markersize=4, label="asked")
+    axes.plot(*achieved.T, "o", color=_COLOURS[0], markersize=4, label="got")
+    axes.plot(*fixed.T, "^", color=_COLOURS[1], markersize=4, label="fixed")
+    above = (fixed[None] >= fixed[:, None]).all(-1).sum(1) == 1
+    front = fixed[above]
+    axes.plot(*front[np.argsort(front[:, 0])].T, color=_COLOURS[1])
+    axes.set_xlabel(names[0].replace("_", " "))
+    axes.set_ylabel(names[1].replace("_", " "))
+    axes.legend(frameon=False)
+
+  return _drawn(draw, 6.0, 4.2)
 
 
 def _by(

@@ -96,6 +96,16 @@ def play(
   return out
 
 
+def met(left: Array) -> Array:
+  """Which slates bool[turns, B] users met in their first sessions.
+
+  Args:
+    left: bool[turns, B], who left after which slate.
+  """
+  stayed = jnp.cumprod(1 - left.astype(jnp.int32), axis=0)
+  return jnp.concatenate([jnp.ones_like(stayed[:1]), stayed[:-1]]) > 0
+
+
 def totals(played: Turns, gamma: float) -> dict[str, Array]:
   """What the users' first sessions were worth.
 
@@ -107,9 +117,8 @@ def totals(played: Turns, gamma: float) -> dict[str, Array]:
     f32[B] each: "total_reward"; "discounted_reward", sum of gamma^t r_t; and
     "slate_reward", the mean of a slate.
   """
-  stayed = jnp.cumprod(1 - played.left.astype(jnp.int32), axis=0)
-  here = jnp.concatenate([jnp.ones_like(stayed[:1]), stayed[:-1]])
-  reward = jnp.where(here > 0, played.per_item.sum(-1), 0)
+  here = met(played.left)
+  reward = jnp.where(here, played.per_item.sum(-1), 0)
   discount = gamma ** jnp.arange(len(reward), dtype=reward.dtype)
   total = reward.sum(0)
   return {

@@ -1,0 +1,233 @@
+"""Stage `relabel`: a policy that is asked for what to achieve (MocDT).
+
+Fixed behaviours fill slates; what each achieves over users is measured, its
+slates are relabelled with that goal, and the policy clones them with the goal
+in its prompt. Asked for another goal, it does as those did who achieved it.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rerank_rl.config import Config, check_choice
+from rerank_rl.decoding import sample
+from rerank_rl.models.policy import Policy
+from rerank_rl.rl import learner, objectives
+from rerank_rl.simulation import session as simulation
+from rerank_rl.training import fitting, goals
+from rerank_rl.training import session as sessions
+from rerank_rl.training import state as states
+from rerank_rl.training.session import SessionRun
+from rerank_rl.training.setting import ready
+from rerank_rl.types import Array
+
+STAGE = "relabel"
+HEADS = ("global", "pointer", "local_index")  # They read a goal.
+_SIDE, _WATCHED = 3, 64  # Goals and users that selection asks.
+_CELLS = 6  # Of a histogram of goals, along each objective.
+
+
+def check(config: Config) -> None:
+  """Raises ConfigError: a head that reads no goal, numbers out of range."""
+  check_choice(config.policy.head, HEADS, "config.policy.head")
+  states.check(config.rl_train, "config.rl_train")
+
+
+def scaled(goal: Array, region: Array) -> Array:
+  """Goals f32[B, 2] in standard deviations of what was achieved f32[P, 2]."""
+  mean, spread = region.mean(0, keepdims=True), region.std(0, keepdims=True)
+  return (goal - mean) / spread
+
+
+def pursue(policy: Policy, catalogue, params, goal, request, key) -> Array:
+  """Slates i32[B, K] drawn from the policy for goals f32[B, 2]."""
+  request = request.replace(goal=scaled(goal, params["region"]))
+  own = params["policy"]
+  game = sample.prepare(policy, own, catalogue, request)
+  return sample.chains(policy, own, game, key, 1).slate[:, 0]
+
+
+def weights(region: np.ndarray) -> np.ndarray:
+  """How often each behaviour is shown, f32[P]: goals as evenly as can be.
+
+  One over the number of behaviours in the same cell of a histogram; uniform
+  behaviours crowd where little can be gained or lost.
+
+  Args:
+    region: f32[P, 2], what behaviours achieved.
+  """
+  cell = []
+  for column in region.T:
+    edges = np.linspace(column.min(), column.max(), _CELLS + 1)[1:-1]
+    cell.append(np.digitize(column, edges))
+  _, where, count = np.unique(
+    np.stack(cell), axis=1, return_inverse=True, return_counts=True
+  )
+  weight = 1.0 / count[where.ravel()]
+  return (weight / weight.sum()).astype(np.float32)
+
+
+def step(policy, tx, config: Config, world, shown, state, start, key):
+  """One batch of users: they meet behaviours, whose slates are cloned.
+
+  Args:
+    policy: to learn.
+    tx: optimiser.
+    config: the run's.
+    world: (catalogue, environment).
+    shown: (Behaviour of [P], goals f32[P, 2] scaled, weight f32[P]).
+    state: TrainState.
+    start: B users.
+    key: PRNG key.
+
+  Returns:
+    (state, metrics as (sum, count)).
+  """
+  (catalogue, environment), (behaviours, goal, weight) = world, shown
+  B = jax.tree.leaves(start)[0].shape[0]
+  which_key, play_key = jax.random.split(key)
+  which = jax.random.categorical(which_key, jnp.log(weight), shape=(B,))
+  own = jax.tree.map(lambda x: x[which], behaviours)
+
+  def act(request, key):
+    slate = goals.behave(policy.slots, catalogue.features, own, request, key)
+    return slate, slate
+
+  played = simulation.play(
+    environment, act, start, play_key, config.goals.window
+  )
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  request, slate = jax.tree.map(flat, (played.request, played.record))
+  asked = jnp.tile(goal[which], (config.goals.window, 1))
+  request = request.replace(goal=asked)
+  # Slates of sessions that began within the window have no share in the goal.
+  here = flat(simulation.met(played.left)).astype(asked.dtype)
+
+  def objective(params):
+    game = sample.prepare(policy, params, catalogue, request)
+    scores = learner.score_slates(policy, params, game, slate[:, None])
+    return objectives.cross_entropy(scores, here[:, None])
+
+  return states.step_on(state, objective, tx, config.rl_train.ema)
+
+
+def run(setting: SessionRun) -> SessionRun:
+  """Learns, resumes or reloads the policy.
+
+  Args:
+    setting: after `tokenizer`.
+
+  Returns:
+    With `params[config.name]` = {"policy", "region" f32[P, 2]}.
+  """
+  config = setting.config
+  check(config)
+  before = {k: own for k, own in setting.identity.items() if k != STAGE}
+  setting = setting.identified(
+    STAGE, before, config.policy, config.goals, config.rl_train, config.session
+  )
+  if not ready(setting, STAGE):
+    _fit(setting)
+  return fitting.learned(setting, STAGE, config.name)
+
+
+def _fit(setting: SessionRun) -> None:
+  config, policy = setting.config, setting.policy
+  train = config.rl_train
+  behaviours = goals.behaviours(
+    setting.key("behaviours"), config.goals.behaviours
+  )
+  found = achieved(setting, "train", behaviours)
+  region = jnp.asarray(found)
+  shown = behaviours, scaled(region, region), jnp.asarray(weights(found))
+  tx = states.optimizer(train)
+  own = jax.tree_util.Partial(
+    functools.partial(step, policy, tx, config),
+    (setting.catalogue, setting.environment("train")),
+    shown,
+  )
+  batches = fitting.local_batches(setting, train.batch_size, STAGE)
+  state = states.create(init(setting), tx)
+  whole = lambda params: {"policy": params, "region": region}
+  fitting.fit(
+    setting, STAGE, state, own, batches, train, watch(setting, whole), whole
+  )
+
+
+def achieved(
+  setting: SessionRun, split: str, behaviours: goals.Behaviour, **where: Any
+) -> np.ndarray:
+  """What behaviours achieve among a split's users: f32[P, 2]."""
+  act = functools.partial(_as_behaviour, setting.policy.slots)
+  return goals.measure(
+    setting,
+    split,
+    jax.tree_util.Partial(act),
+    setting.catalogue.features,
+    behaviours,
+    setting.config.goals.users,
+    **where,
+  )
+
+
+def _as_behaviour(slots, params, own, request, key):
+  return goals.behave(slots, params, own, request, key)
+
+
+def init(setting: SessionRun):
+  """Fresh parameters of a policy that reads a goal."""
+  environment = setting.environment("train")
+  few = jax.tree.map(lambda x: x[:2], setting.dataset.splits["train"])
+
+  @jax.jit
+  def make(key, start, catalogue, environment):
+    first, second = jax.random.split(key)
+    met = jax.vmap(environment.meet)(start)
+    state = jax.vmap(environment.begin)(met, jax.random.split(first, 2))
+    request = jax.vmap(environment.request)(state)
+    request = request.replace(goal=jnp.zeros((2, len(goals.OBJECTIVES))))
+    return setting.policy.init(second, catalogue, request)
+
+  return make(setting.key("policy"), few, setting.catalogue, environment)
+
+
+def act_of(setting: SessionRun) -> goals.Pursue:
+  """The policy as a system that is asked for a goal."""
+  return jax.tree_util.Partial(
+    functools.partial(pursue, setting.policy), setting.catalogue
+  )
+
+
+def watch(setting: SessionRun, whole):
+  """(evaluate, select) for `loop.fit`: the error over a grid of goals."""
+  act = act_of(setting)
+
+  def evaluate(params) -> dict[str, float]:
+    params = whole(params)
+    asked = goals.grid(np.asarray(params["region"]), _SIDE)
+    reached = goals.measure(setting, "valid", act, params, asked, _WATCHED)
+    found = goals.control(asked, reached)
+    figures = {"error": float(found.error.max())}
+    for i, name in enumerate(goals.OBJECTIVES):
+      figures[f"slope_{name}"] = float(found.slope[i])
+      figures[f"error_{name}"] = float(found.error[i])
+    return figures
+
+  return evaluate, ("error", False)
+
+
+def systems(setting: SessionRun) -> dict[str, tuple[sessions.Act, Any]]:
+  """What reports judge: the policy, asked for the best reward it may be."""
+  name = setting.config.name
+  params = setting.params[name]
+  asked = goals.grid(np.asarray(params["region"]), _SIDE)
+  best = jnp.asarray(asked[asked[:, 0].argmax()])
+  act = jax.tree_util.Partial(_for_one, act_of(setting), best)
+  return {name: (act, params)}
+
+
+def _for_one(act, goal, params, request, key):
+  return act(params, jnp.tile(goal, (len(request.size), 1)), request, key)

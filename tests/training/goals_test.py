@@ -1,0 +1,133 @@
+"""Goals: behaviours by their definition, grids, control, and a run asked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import mocdt
+from rerank_rl.config import ConfigError
+from rerank_rl.decoding import sample
+from rerank_rl.evaluation import ranking
+from rerank_rl.training import goals, mesh, session, session_pipeline
+from rerank_rl.training.stages import relabel
+from tests import toys
+
+
+def _slates(lean, vary):
+  """Slates of toy requests, and the features of what they show."""
+  catalogue, request = toys.catalogue(), toys.request(batch=40)
+  own = goals.Behaviour(jnp.full((40,), lean), jnp.full((40,), vary))
+  key = jax.random.key(3)
+  slate = goals.behave(toys.SIZES.slots, catalogue.features, own, request, key)
+  rows = jnp.take_along_axis(request.candidates, jnp.maximum(slate, 0), axis=1)
+  return request, slate, catalogue.features[rows]
+
+
+def test_behaviours_range_from_the_rankers_order_to_its_reverse():
+  request, slate, _ = _slates(1.0, 0.0)
+  # The third of each three requests has two candidates only.
+  whole = (slate >= 0).all(1)
+  best = session.ranked(toys.SIZES.slots, (), request, None)
+  assert (slate == best)[whole].all()
+  _, slate, _ = _slates(-1.0, 0.0)
+  scores = jnp.where(request.candidates >= 0, request.scores, jnp.inf)
+  assert (slate[:, 0] == scores.argmin(1)).all()
+
+
+def test_behaviours_range_from_diverse_slates_to_like_ones():
+  variety = []
+  for vary in (2.0, 0.0, -0.9):
+    _, slate, shown = _slates(0.5, vary)
+    variety.append(float(ranking.ild(shown, slate >= 0).mean()))
+  assert variety[0] > variety[1] > variety[2]
+
+
+def test_the_grid_lies_within_what_was_achieved():
+  """Of a triangle, the largest rectangle has half of its area."""
+  random = np.random.default_rng(0)
+  points = random.uniform(size=(4000, 2))
+  triangle = points[points.sum(1) < 1].astype(np.float32)
+  asked = goals.grid(triangle, 5)
+  assert asked.shape == (25, 2)
+  assert asked.sum(1).max() <= 1
+  assert 0.2 < np.ptp(asked, axis=0).prod() <= 0.25
+  steps = np.diff(asked.reshape(5, 5, 2)[:, 0, 0])
+  np.testing.assert_allclose(steps, steps[0], rtol=1e-4)
+
+
+def test_control_tells_who_listens():
+  asked = goals.grid(np.random.default_rng(1).normal(size=(300, 2)), 5)
+  perfect = goals.control(asked, asked)
+  np.testing.assert_allclose(perfect.slope, 1, rtol=1e-5)
+  np.testing.assert_allclose(perfect.error, 0, atol=1e-6)
+  deaf = goals.control(asked, np.zeros_like(asked) + asked.mean(0))
+  np.testing.assert_allclose(deaf.slope, 0, atol=1e-6)
+  assert (deaf.error > 0.2).all()
+  # What one objective does to the other is no control of it.
+  mixed = goals.control(asked, asked @ np.array([[0.5, 2.0], [0.0, 1.0]]))
+  np.testing.assert_allclose(mixed.slope, [0.5, 1.0], rtol=1e-4)
+
+
+def test_every_achieved_cell_is_shown_as_often():
+  region = np.concatenate([np.zeros((30, 2)), np.ones((3, 2))])
+  weight = relabel.weights(region.astype(np.float32))
+  np.testing.assert_allclose(weight[:30].sum(), 0.5, rtol=1e-5)
+  np.testing.assert_allclose(weight[30:].sum(), 0.5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  changes = toys.SESSIONS | {
+    "world.num_train": 512,
+    "goals.window": 3,
+    "goals.behaviours": 32,
+    "goals.users": 32,
+    "rl_train.steps": 120,
+    "rl_train.warmup_steps": 10,
+    "rl_train.batch_size": 32,
+    "rl_train.eval_every": 120,
+    "rl_train.learning_rate": 1e-2,
+  }
+  config = toys.frozen(mocdt.get_config(""), changes)
+  folder = tmp_path_factory.mktemp("mocdt")
+  one = mesh.make(jax.devices()[:1])
+  return session_pipeline.learn(session_pipeline.begin(config, folder, one))
+
+
+def test_behaviours_that_lean_to_the_ranker_achieve_more(done):
+  both = goals.Behaviour(jnp.array([1.0, -1.0]), jnp.array([0.0, 0.0]))
+  reward = relabel.achieved(done, "train", both)[:, 0]
+  assert reward[0] > reward[1] + 0.05
+
+
+def test_the_policy_does_as_it_is_asked(done):
+  """Diversity, which depends on slates alone: half of the range or more."""
+  params = done.params["mocdt"]
+  asked = goals.grid(np.asarray(params["region"]), 3)
+  act = relabel.act_of(done)
+  reached = goals.measure(done, "test", act, params, asked, 40)
+  found = goals.control(asked, reached)
+  assert found.slope[1] >= 0.5
+
+
+def test_heads_that_read_no_goal_are_refused():
+  config = toys.frozen(mocdt.get_config(""), {"policy.head": "hpn"})
+  with pytest.raises(ConfigError, match="config.policy.head='hpn'"):
+    session_pipeline.check(config)
+
+
+def test_a_goal_is_part_of_the_prompt(done):
+  """Two goals, one request: other log-probs; without one, none."""
+  params, policy = done.params["mocdt"]["policy"], done.policy
+  environment = done.environment("train")
+  start = jax.tree.map(lambda x: x[:2], done.dataset.splits["train"])
+  state = jax.vmap(environment.begin)(
+    jax.vmap(environment.meet)(start), jax.random.split(jax.random.key(0), 2)
+  )
+  request = jax.vmap(environment.request)(state)
+  root = lambda goal: sample.prepare(
+    policy, params, done.catalogue, request.replace(goal=goal)
+  ).prompt.root
+  low, high = jnp.full((2, 2), -1.0), jnp.full((2, 2), 1.0)
+  assert jnp.abs(root(low) - root(high)).max() > 1e-3
