@@ -16,7 +16,9 @@ CHANGES = {
   "name": "mocdt",
   "stages": ("tokenizer", "relabel"),
   "policy.head": "pointer",
+  "policy.layers": 2,
   "rl_train.batch_size": 64,
+  "rl_train.learning_rate": 6e-3,
 }
 
 

@@ -110,6 +110,7 @@ class SlateTransformer(SemanticTokens, nn.Module):
     square_shape = (sizes.levels, c.dim, c.dim)
     self.bridge = self.param("bridge", square, square_shape, dtype)
     self.goal = dense()
+    self.gate = dense()
     self.body = Transformer(c.dim, c.layers, c.heads, dtype)
     self.query = self.param("query", square, square_shape, dtype)
     self.placed = dense()
@@ -191,11 +192,15 @@ class SlateTransformer(SemanticTokens, nn.Module):
   def prompt(self, catalogue, request, order, tokens):
     """The `Prompt` of requests whose tokens by rank are i32[B, N, L]."""
     root, context, memory, real = self.encode(catalogue, request, order)
+    inputs = self._inputs(tokens, context)
+    if request.goal is not None:
+      # Whether to show more like what is placed, or less, is the goal's to say.
+      inputs *= 1 + self.gate(request.goal)[:, None, None]
     return Prompt(
       root=root,
       memory=memory,
       mask=real,
-      inputs=self._inputs(tokens, context),
+      inputs=inputs,
       keys=self._keys(tokens, context, order),
     )
 

@@ -16,27 +16,30 @@ import scipy.spatial
 
 from rerank_rl.data import schema
 from rerank_rl.evaluation import ranking
-from rerank_rl.models import rerankers
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training.session import SessionRun
 from rerank_rl.training.setting import CHUNK, by_chunks, local
-from rerank_rl.types import Array, Request
+from rerank_rl.types import PAD, Array, Request
 
 OBJECTIVES = ("slate_reward", "ild")
-# The ranges of what behaviours are made of.
-_LEAN, _VARY = (-1.0, 1.0), (-0.9, 2.0)
+# The ranges of what behaviours are made of, and the scale of their noise.
+_LEAN, _VARY, _NOISE = (-1.5, 1.5), (-3.0, 3.0), 0.4
 
 # (params, own f32[B, ...], request, key) -> slate i32[B, K].
 Pursue = Callable[[Any, Any, Request, Array], Array]
 
 
 class Behaviour(struct.PyTreeNode):
-  """A fixed way to fill slates: MMR over noisy scores; f32[P] each.
+  """A fixed way to fill slates; f32[P] each.
+
+    P(i) ~ exp[(lean * score_i - vary * mean_{j shown} cos(i, j)) / .4],
+
+  in turn, scores in standard deviations of the request's. MMR would take the
+  largest cosine; the mean is what the diversity of a slate is made of.
 
   Attributes:
-    lean: share of the ranker's scores in the relevance; the rest is noise.
-    vary: relevance in [0, 1] less `vary` times the largest cosine to what is
-      above decides; above 0 slates are diverse, below it their items alike.
+    lean: to the ranker's scores, or away from them.
+    vary: above 0 slates are diverse, below it their items are alike.
   """
 
   lean: Array
@@ -52,15 +55,43 @@ def behaviours(key: Array, count: int) -> Behaviour:
   return Behaviour(draw(lean, _LEAN), draw(vary, _VARY))
 
 
-def behave(slots: int, features, own: Behaviour, request, key) -> Array:
-  """The slates i32[B, K] of users who each meet a behaviour of their own."""
-  lean = own.lean[:, None]
-  noise = jax.random.normal(key, request.scores.shape)
+def behave(slots: int, features, own: Behaviour, request, key):
+  """Fills slates for users who each meet a behaviour of their own.
+
+  Args:
+    slots: K.
+    features: f32[M, F].
+    own: Behaviour of [B].
+    request: the Request.
+    key: PRNG key.
+
+  Returns:
+    (slate i32[B, K], f32[B, K, N]: each slot's choice is the softmax of it
+    over what is left).
+  """
+  real = request.candidates != PAD
   spread = jnp.maximum(request.scores.std(1, keepdims=True), 1e-6)
-  score = request.scores / spread
-  relevance = lean * score + jnp.sqrt(1 - lean**2) * noise
-  trade = 1 / (1 + own.vary[:, None])
-  return rerankers.mmr(relevance, features, request, slots, trade)
+  relevance = own.lean[:, None] * request.scores / spread
+  unit = features[jnp.maximum(request.candidates, 0)]
+  unit /= jnp.maximum(jnp.linalg.norm(unit, axis=-1, keepdims=True), 1e-6)
+
+  def place(carry, xs):
+    free, total = carry
+    k, key = xs
+    likeness = jnp.einsum("bnf,bf->bn", unit, total) / jnp.maximum(k, 1)
+    worth = (relevance - own.vary[:, None] * likeness) / _NOISE
+    noisy = worth + jax.random.gumbel(key, worth.shape)
+    # Where none is left there are too few candidates for all slots.
+    item = jnp.where(free, noisy, -1e9).argmax(1).astype(jnp.int32)
+    shown = jnp.take_along_axis(unit, item[:, None, None], axis=1)[:, 0]
+    some = free.any(1) & (k < request.size)
+    free &= jnp.arange(free.shape[1])[None] != item[:, None]
+    return (free, total + shown), (jnp.where(some, item, PAD), worth)
+
+  start = real, jnp.zeros_like(unit[:, 0])
+  turns = jnp.arange(slots), jax.random.split(key, slots)
+  _, (slate, worth) = jax.lax.scan(place, start, turns)
+  return slate.T, worth.swapaxes(0, 1)
 
 
 # Jitted once a module, or every evaluation would compile anew.
@@ -153,6 +184,17 @@ def grid(region: np.ndarray, side: int) -> np.ndarray:
   return np.stack(points, axis=-1).reshape(-1, 2).astype(np.float32)
 
 
+def aim(asked: np.ndarray, achieved: np.ndarray) -> np.ndarray:
+  """f32[3, 2]: what to ask for to achieve a goal is [goal, 1] @ it.
+
+  Least squares of asked f32[P, 2] on achieved f32[P, 2]: a policy that goes
+  half of the way is asked for twice as much.
+  """
+  one = np.ones((len(asked), 1))
+  fit = np.linalg.lstsq(np.hstack([achieved, one]), asked, rcond=None)[0]
+  return fit.astype(np.float32)
+
+
 class Control(NamedTuple):
   """How well what was asked is achieved; f64[2] each, by objective.
 
@@ -167,7 +209,6 @@ class Control(NamedTuple):
 
 def control(asked: np.ndarray, achieved: np.ndarray) -> Control:
   """Holds what goals f32[P, 2] achieved against what was asked."""
-  one = np.ones((len(asked), 1))
-  fit = np.linalg.lstsq(np.hstack([asked, one]), achieved, rcond=None)[0]
+  fit = aim(achieved, asked)
   error = np.abs(asked - achieved).mean(0) / np.ptp(asked, axis=0)
   return Control(np.diag(fit[:2]), error)

@@ -2,7 +2,9 @@
 
 Fixed behaviours fill slates; what each achieves over users is measured, its
 slates are relabelled with that goal, and the policy clones them with the goal
-in its prompt. Asked for another goal, it does as those did who achieved it.
+in its prompt. Asked for another goal, it does as those did who achieved it. In
+the end its own slates are relabelled, too, so that it is asked for what it
+takes.
 """
 
 import functools
@@ -28,6 +30,7 @@ STAGE = "relabel"
 HEADS = ("global", "pointer", "local_index")  # They read a goal.
 _SIDE, _WATCHED = 3, 64  # Goals and users that selection asks.
 _CELLS = 6  # Of a histogram of goals, along each objective.
+_BEYOND = 1.5  # How far past the behaviours' goals the policy is tried.
 
 
 def check(config: Config) -> None:
@@ -44,7 +47,9 @@ def scaled(goal: Array, region: Array) -> Array:
 
 def pursue(policy: Policy, catalogue, params, goal, request, key) -> Array:
   """Slates i32[B, K] drawn from the policy for goals f32[B, 2]."""
-  request = request.replace(goal=scaled(goal, params["region"]))
+  one = jnp.ones_like(goal[:, :1])
+  asked = jnp.concatenate([goal, one], axis=1) @ params["aim"]
+  request = request.replace(goal=scaled(asked, params["region"]))
   own = params["policy"]
   game = sample.prepare(policy, own, catalogue, request)
   return sample.chains(policy, own, game, key, 1).slate[:, 0]
@@ -93,14 +98,14 @@ def step(policy, tx, config: Config, world, shown, state, start, key):
   own = jax.tree.map(lambda x: x[which], behaviours)
 
   def act(request, key):
-    slate = goals.behave(policy.slots, catalogue.features, own, request, key)
-    return slate, slate
+    out = goals.behave(policy.slots, catalogue.features, own, request, key)
+    return out[0], out
 
   played = simulation.play(
     environment, act, start, play_key, config.goals.window
   )
   flat = lambda x: x.reshape(-1, *x.shape[2:])
-  request, slate = jax.tree.map(flat, (played.request, played.record))
+  request, (slate, worth) = jax.tree.map(flat, (played.request, played.record))
   asked = jnp.tile(goal[which], (config.goals.window, 1))
   request = request.replace(goal=asked)
   # Slates of sessions that began within the window have no share in the goal.
@@ -109,7 +114,9 @@ def step(policy, tx, config: Config, world, shown, state, start, key):
   def objective(params):
     game = sample.prepare(policy, params, catalogue, request)
     scores = learner.score_slates(policy, params, game, slate[:, None])
-    return objectives.cross_entropy(scores, here[:, None])
+    # The behaviour's own probabilities: a draw from them tells less.
+    labels = learner.soft_labels(game.trie, slate[:, None], worth[:, None])
+    return objectives.distill(scores, labels, here[:, None], 0.0, 1.0)
 
   return states.step_on(state, objective, tx, config.rl_train.ema)
 
@@ -121,7 +128,8 @@ def run(setting: SessionRun) -> SessionRun:
     setting: after `tokenizer`.
 
   Returns:
-    With `params[config.name]` = {"policy", "region" f32[P, 2]}.
+    With `params[config.name]` = {"policy", "region" f32[P, 2], "aim" f32[3, 2]
+    of `goals.aim`}.
   """
   config = setting.config
   check(config)
@@ -151,10 +159,22 @@ def _fit(setting: SessionRun) -> None:
   )
   batches = fitting.local_batches(setting, train.batch_size, STAGE)
   state = states.create(init(setting), tx)
-  whole = lambda params: {"policy": params, "region": region}
+  straight = jnp.eye(3, 2)
+  whole = lambda params: {"policy": params, "region": region, "aim": straight}
+  aimed = lambda params: _aimed(setting, whole(params))
   fitting.fit(
-    setting, STAGE, state, own, batches, train, watch(setting, whole), whole
+    setting, STAGE, state, own, batches, train, watch(setting, whole), aimed
   )
+
+
+def _aimed(setting: SessionRun, params):
+  """The policy with the aim that its own slates tell."""
+  region = np.asarray(params["region"])
+  asked = region.mean(0) + _BEYOND * (region - region.mean(0))
+  reached = goals.measure(
+    setting, "train", act_of(setting), params, asked, _WATCHED
+  )
+  return {**params, "aim": jnp.asarray(goals.aim(asked, reached))}
 
 
 def achieved(
@@ -174,7 +194,7 @@ def achieved(
 
 
 def _as_behaviour(slots, params, own, request, key):
-  return goals.behave(slots, params, own, request, key)
+  return goals.behave(slots, params, own, request, key)[0]
 
 
 def init(setting: SessionRun):
