@@ -210,8 +210,8 @@ class GoalsConfig:
   """What the policy can be asked for, and who shows it how (MocDT)."""
 
   window: int = _within(10, 1)  # Slates over which a goal is reached.
-  behaviours: int = _within(256, 8)  # Fixed policies that are imitated.
-  users: int = _within(128, 1)  # Who tell what a behaviour achieves.
+  behaviours: int = _within(128, 8)  # Fixed policies that are imitated.
+  users: int = _within(256, 1)  # Who tell what a behaviour achieves.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,12 +127,12 @@ def measure(
     act: the system, a pytree.
     params: its parameters.
     own: pytree of [P, ...]: what it is asked for.
-    users: of the split, evenly spaced; each meets every one of the P.
+    users: for each of the P, evenly spaced over the split and, while there
+      are enough, none the same: what users differ in averages out.
     environment: how they behave; None = the split's.
   """
   starts = setting.dataset.splits[split]
   count = schema.num_rows(starts)
-  few = np.linspace(0, count - 1, min(users, count)).astype(np.int64)
   own = jax.tree.map(np.asarray, own)
   P = schema.num_rows(own)
   key = setting.key("goals/" + split)
@@ -141,8 +141,7 @@ def measure(
   window = setting.config.goals.window
 
   def chunk(pair):
-    user, which = np.divmod(pair, P)
-    rows = schema.take(starts, few[user])
+    rows = schema.take(starts, pair.astype(np.int64) * count // (users * P))
     return _achieved(
       window,
       act,
@@ -150,12 +149,12 @@ def measure(
       features,
       environment,
       rows,
-      schema.take(own, which),
+      schema.take(own, pair % P),
       jax.random.fold_in(key, pair[0]),
     )
 
-  found = by_chunks(chunk, CHUNK, np.arange(few.size * P, dtype=np.uint32))
-  return found.reshape(few.size, P, len(OBJECTIVES)).mean(0)
+  found = by_chunks(chunk, CHUNK, np.arange(users * P, dtype=np.uint32))
+  return found.reshape(users, P, len(OBJECTIVES)).mean(0)
 
 
 def grid(region: np.ndarray, side: int) -> np.ndarray:
@@ -184,15 +183,21 @@ def grid(region: np.ndarray, side: int) -> np.ndarray:
   return np.stack(points, axis=-1).reshape(-1, 2).astype(np.float32)
 
 
+def _fit(asked: np.ndarray, achieved: np.ndarray) -> np.ndarray:
+  """f64[3, 2] with achieved = [asked, 1] @ it, by least squares."""
+  one = np.ones((len(asked), 1))
+  return np.linalg.lstsq(np.hstack([asked, one]), achieved, rcond=None)[0]
+
+
 def aim(asked: np.ndarray, achieved: np.ndarray) -> np.ndarray:
   """f32[3, 2]: what to ask for to achieve a goal is [goal, 1] @ it.
 
-  Least squares of asked f32[P, 2] on achieved f32[P, 2]: a policy that goes
-  half of the way is asked for twice as much.
+  The fit of achieved f32[P, 2] on asked f32[P, 2] turned round: a policy that
+  goes half of the way is asked for twice as much.
   """
-  one = np.ones((len(asked), 1))
-  fit = np.linalg.lstsq(np.hstack([achieved, one]), asked, rcond=None)[0]
-  return fit.astype(np.float32)
+  fit = _fit(asked, achieved)
+  back = np.linalg.pinv(fit[:2])
+  return np.vstack([back, -fit[2:] @ back]).astype(np.float32)
 
 
 class Control(NamedTuple):
@@ -209,6 +214,6 @@ class Control(NamedTuple):
 
 def control(asked: np.ndarray, achieved: np.ndarray) -> Control:
   """Holds what goals f32[P, 2] achieved against what was asked."""
-  fit = aim(achieved, asked)
+  fit = _fit(asked, achieved)
   error = np.abs(asked - achieved).mean(0) / np.ptp(asked, axis=0)
   return Control(np.diag(fit[:2]), error)

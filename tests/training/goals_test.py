@@ -76,7 +76,9 @@ def test_aim_makes_up_for_who_goes_half_of_the_way():
   aim = goals.aim(asked, half(asked))
   goal = np.array([[1.0, 2.0], [-3.0, 0.0]])
   one = np.ones((2, 1))
-  np.testing.assert_allclose(half(np.hstack([goal, one]) @ aim), goal, atol=1e-5)
+  np.testing.assert_allclose(
+    half(np.hstack([goal, one]) @ aim), goal, atol=1e-5
+  )
 
 
 def test_every_achieved_cell_is_shown_as_often():

@@ -28,9 +28,11 @@ from rerank_rl.types import Array
 
 STAGE = "relabel"
 HEADS = ("global", "pointer", "local_index")  # They read a goal.
-_SIDE, _WATCHED = 3, 64  # Goals and users that selection asks.
+_SIDE, _WATCHED = 3, 200  # Goals, and users a goal, that selection asks.
 _CELLS = 6  # Of a histogram of goals, along each objective.
-_BEYOND = 1.5  # How far past the behaviours' goals the policy is tried.
+# How far past the behaviours' goals the policy is tried, and on how many users
+# a goal, to find its aim.
+_BEYOND, _TRIED = 1.5, 64
 
 
 def check(config: Config) -> None:
@@ -172,7 +174,7 @@ def _aimed(setting: SessionRun, params):
   region = np.asarray(params["region"])
   asked = region.mean(0) + _BEYOND * (region - region.mean(0))
   reached = goals.measure(
-    setting, "train", act_of(setting), params, asked, _WATCHED
+    setting, "train", act_of(setting), params, asked, _TRIED
   )
   return {**params, "aim": jnp.asarray(goals.aim(asked, reached))}
 
