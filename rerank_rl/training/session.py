@@ -24,6 +24,7 @@ from rerank_rl.types import Array, Request
 from rerank_rl.world import trust
 
 SELECT = "discounted_reward"
+WATCHED = 1000  # Validation users whom selection asks.
 
 Act = Callable[[Any, Request, Array], Array]  # (params, request, key) -> slate.
 
@@ -194,3 +195,20 @@ def judge(
     )
 
   return by_chunks(chunk, CHUNK, schema.take(starts, few), numbers)
+
+
+def watch(setting: SessionRun, act: Act, part: str = ""):
+  """(evaluate, select) for `loop.fit`: sessions of validation users.
+
+  Args:
+    setting: with semantic IDs.
+    act: the system.
+    part: of the parameters learnt, which it reads; "" = all.
+  """
+
+  def evaluate(params) -> dict[str, float]:
+    own = params[part] if part else params
+    worth = judge(setting, "valid", act, own, WATCHED)
+    return {name: float(value.mean()) for name, value in worth.items()}
+
+  return evaluate, (SELECT, True)

@@ -26,7 +26,6 @@ from rerank_rl.training.setting import ready
 from rerank_rl.types import PAD, Array, Outcome
 
 STAGE = "session"
-WATCHED = 1000  # Validation users whom selection asks.
 
 # What the critic says of the tokens: (V, PathValues, Outcome, lambda) -> A.
 CREDIT = {
@@ -298,13 +297,7 @@ def init(setting: SessionRun):
 
 def watch(setting: SessionRun):
   """(evaluate, select) for `loop.fit`: greedy sessions of validation users."""
-  act = greedy_act(setting)
-
-  def evaluate(params) -> dict[str, float]:
-    worth = sessions.judge(setting, "valid", act, params["policy"], WATCHED)
-    return {name: float(value.mean()) for name, value in worth.items()}
-
-  return evaluate, (sessions.SELECT, True)
+  return sessions.watch(setting, greedy_act(setting), "policy")
 
 
 def greedy_act(setting: SessionRun) -> sessions.Act:
