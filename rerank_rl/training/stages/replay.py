@@ -62,9 +62,7 @@ def _quality(method, params, catalogue, batch, ahead) -> tuple[Loss, Array]:
   """(L_Q, Q(s, a) f32[B, X]) with V(s') = `ahead`."""
   reward = batch.per_item.sum(-1)
   target = offpolicy.td_target(reward, batch.left, ahead, method.gamma)
-  quality = method.agent.quality(
-    params, catalogue, batch.request, batch.move
-  )
+  quality = method.agent.quality(params, catalogue, batch.request, batch.move)
   wide = jnp.broadcast_to(target[:, None], quality.shape)
   return offpolicy.quality_loss(quality, wide), quality
 
