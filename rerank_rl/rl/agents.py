@@ -89,9 +89,10 @@ def dqn(
     config: the numbers of exploring.
   """
   module = ItemValues(policy, sizes, unit)
-  apply = lambda params, *args: module.apply(
-    {"params": params["critic"]}, *args
-  )
+
+  def apply(params, catalogue, request):
+    own = {"params": params["critic"]}
+    return jnp.asarray(module.apply(own, catalogue, request))
 
   def init(key, catalogue, request):
     made = module.init(key, catalogue, request, method="initialise")
@@ -140,7 +141,7 @@ class _Points(NamedTuple):
 
   def point(self, params, catalogue, request):
     own = {"params": params["actor"]}
-    return self.actor.apply(own, catalogue, request)
+    return jnp.asarray(self.actor.apply(own, catalogue, request))
 
   def slate(self, params, catalogue, request, point):
     """The K candidates with the largest z . e."""
@@ -151,7 +152,7 @@ class _Points(NamedTuple):
 
   def of_point(self, params, catalogue, request, point):
     own = {"params": params["critic"]}
-    return self.critic.apply(own, catalogue, request, point)
+    return jnp.asarray(self.critic.apply(own, catalogue, request, point))
 
   def init(self, key, catalogue, request):
     first, second = jax.random.split(key)
@@ -194,8 +195,9 @@ class _Points(NamedTuple):
     own, request = {"params": params["actor"]}, transition.request
     fixed = jax.lax.stop_gradient(params["critic"])
     worth = self.ahead({**params, "critic": fixed}, catalogue, request)
-    logits = self.actor.apply(
-      own, catalogue, request, transition.move.slate, method="clicks"
+    shown = transition.move.slate
+    logits = jnp.asarray(
+      self.actor.apply(own, catalogue, request, shown, method="clicks")
     )
     clicked = (transition.per_item > 0).astype(logits.dtype)
     error = optax.sigmoid_binary_cross_entropy(logits, clicked).mean(-1)

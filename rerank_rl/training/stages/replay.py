@@ -34,7 +34,7 @@ class ReplayState(states.TrainState):
   """
 
   target: Any
-  ring: Ring
+  ring: Any  # Ring, or () where it is not carried along.
 
 
 class Method(NamedTuple):
@@ -45,7 +45,7 @@ class Method(NamedTuple):
   difference: str
   gamma: float
   turns: int
-  tx: object
+  tx: Any
   decay: float
 
 
@@ -133,7 +133,7 @@ def play(method: Method, params, catalogue, environment, start, key):
   )
 
 
-def _update(method: Method, catalogue, ring: Ring, state, key):
+def _update(method: Method, catalogue, ring: Ring, state: ReplayState, key):
   """One gradient step on a batch drawn from the ring; the target follows."""
   batch = replay.draw(ring, key, method.config.batch_size)
   learn = DIFFERENCE[method.difference]
@@ -151,7 +151,9 @@ def _update(method: Method, catalogue, ring: Ring, state, key):
   return dataclasses.replace(state, target=target), figures
 
 
-def step(method, catalogue, environment, state, start, key):
+def step(
+  method: Method, catalogue, environment, state: ReplayState, start, key
+):
   """One batch of users: play, keep, several gradient steps.
 
   Args:
