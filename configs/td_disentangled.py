@@ -12,7 +12,7 @@ from configs import a2c, common
 
 CHANGES = {
   **a2c.CHANGES,
-  "name": "a2c_disentangled",
+  "name": "td_disentangled",
   **common.VARIANTS["disentangled"],
 }
 
