@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from benchmarks import sessions as benchmark
-from configs import dqn, hac, hsrl
+from configs import dqn
 from rerank_rl.config import ConfigError, ReplayConfig
 from rerank_rl.rl import agents, replay
 from rerank_rl.rl.replay import Transition
@@ -29,8 +29,8 @@ SMALL = toys.SESSIONS | {
 }
 
 
-def _config(module, variant, changes):
-  return toys.frozen(module.get_config(variant), changes)
+def _config(variant, changes):
+  return toys.frozen(dqn.get_config(variant), changes)
 
 
 def _counting():
@@ -79,7 +79,7 @@ def _begin(config, folder):
 
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
   """Ring and target are resumed too, or later batches would differ."""
-  config = _config(hac, "trust,disentangled", SMALL)
+  config = _config("trust,disentangled", SMALL)
   whole = session_pipeline.learn(_begin(config, tmp_path / "whole"))
   right, calls = stage.watch, []
 
@@ -100,8 +100,8 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
     session_pipeline.learn(setting)
   found = session_pipeline.learn(setting)
   assert len(calls) == 4
-  want = whole.params["hac"]
-  jax.tree.map(np.testing.assert_array_equal, found.params["hac"], want)
+  want = whole.params["dqn"]
+  jax.tree.map(np.testing.assert_array_equal, found.params["dqn"], want)
 
 
 # Two users, a table of Q and one of V; the policy would act as the first did.
@@ -196,7 +196,7 @@ def test_dqn_looks_beyond_clicks(tmp_path):
     "replay.updates": 4,
     "policy.dim": 16,
   }
-  setting = _begin(_config(dqn, "trust", fewer), tmp_path)
+  setting = _begin(_config("trust", fewer), tmp_path)
   found = benchmark.greedy_shares(session_pipeline.learn(setting))
   assert found["greedy"] > found["myopic"] + 0.2
 
@@ -214,13 +214,4 @@ def test_dqn_looks_beyond_clicks(tmp_path):
 )
 def test_what_replay_lacks_is_refused(changes, words):
   with pytest.raises(ConfigError, match=words):
-    session_pipeline.check(_config(dqn, "", changes))
-
-
-def test_disentangled_critics_of_policies_learn(tmp_path):
-  """A2C's and HSRL's: Q(s, slate) is a critic of its own."""
-  config = _config(hsrl, "trust,disentangled", SMALL)
-  params = session_pipeline.learn(_begin(config, tmp_path)).params["hsrl"]
-  assert set(params) == {"policy", "critic", "quality"}
-  moved = params["quality"]["down_0"]["kernel"]
-  assert np.abs(moved).max() > 1e-4  # It was 0.
+    session_pipeline.check(_config("", changes))
