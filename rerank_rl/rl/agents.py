@@ -33,9 +33,7 @@ class Agent(NamedTuple):
     logp: (params, catalogue, request, move) -> f32[B], log pi(a | s) of the
       exploring policy.
     quality: (params, catalogue, request, move) -> f32[B, X], Q(s, a) in X
-      readings of the action, each of which is fitted; Q(s, a) is their mean.
-    earned: (per_item f32[B, K]) -> f32[B, X], the reward that each reading is
-      fitted to; the slate's is their mean.
+      readings of the action, each of which is fitted.
     ahead: (params, catalogue, request) -> f32[B], Q of the greedy action:
       V(s) as TD bootstraps it.
     value: (params, catalogue, request) -> f32[B], V(s) of the exploring
@@ -49,7 +47,6 @@ class Agent(NamedTuple):
   greedy: Callable[..., Array]
   logp: Callable[..., Array]
   quality: Callable[..., Array]
-  earned: Callable[[Array], Array]
   ahead: Callable[..., Array]
   value: Callable[..., Array]
   improve: Callable[..., Array]
@@ -66,8 +63,8 @@ def _top(request: Request, scores: Array, slots: int) -> Array:
 
 
 def _of_slate(values: Array, slate: Array) -> Array:
-  """The values f32[B, N] of slates' items i32[B, K], f32[B, K]."""
-  return jnp.take_along_axis(values, slate, axis=1)
+  """The mean f32[B] of values f32[B, N] over slates i32[B, K]."""
+  return jnp.take_along_axis(values, slate, axis=1).mean(-1)
 
 
 def _no_loss(params, catalogue, transition: Transition) -> Array:
@@ -82,10 +79,8 @@ def dqn(
 
     Q(s, slate) = mean over its items of Q(s, i),   V(s') = max Q(s', slate),
 
-  so that the best slate holds the K best items. Each item's Q is fitted to K
-  times its own reward and what follows the slate, as slates were taken apart
-  by Ie et al. 2019 (SlateQ): means over items are the slate's. It explores
-  slot by slot, `offpolicy.epsilon_greedy`.
+  so that the best slate holds the K best items. It explores slot by slot,
+  `offpolicy.epsilon_greedy`.
 
   Args:
     policy: widths.
@@ -124,20 +119,17 @@ def dqn(
 
   def quality(params, catalogue, request, move):
     each = apply(params, catalogue, request)
-    return _of_slate(each, move.slate)
-
-  def earned(per_item):
-    return per_item.shape[1] * per_item
+    return _of_slate(each, move.slate)[:, None]
 
   def ahead(params, catalogue, request):
     each = apply(params, catalogue, request)
-    return _of_slate(each, _top(request, each, sizes.slots)).mean(-1)
+    return _of_slate(each, _top(request, each, sizes.slots))
 
   def value(params, catalogue, request):
     own = {"params": params["critic"]}
     return module.apply(own, catalogue, request, method="state")
 
-  return Agent(init, act, greedy, logp, quality, earned, ahead, value, _no_loss)
+  return Agent(init, act, greedy, logp, quality, ahead, value, _no_loss)
 
 
 class _Points(NamedTuple):
@@ -189,9 +181,6 @@ class _Points(NamedTuple):
 
   def quality(self, params, catalogue, request, move):
     return self.of_point(params, catalogue, request, move.point)[:, None]
-
-  def earned(self, per_item):
-    return per_item.sum(-1, keepdims=True)
 
   def ahead(self, params, catalogue, request):
     point = self.point(params, catalogue, request)

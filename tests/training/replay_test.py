@@ -122,7 +122,6 @@ TABLES = agents.Agent(
   greedy=_move,
   logp=lambda params, catalogue, request, move: move.logp + jnp.log(BETA),
   quality=lambda *args: _table("q")(*args)[:, None],
-  earned=lambda per_item: per_item,
   ahead=_table("q"),
   value=_table("v"),
   improve=lambda params, catalogue, batch: jnp.zeros(2),

@@ -59,15 +59,12 @@ def check(config: Config) -> None:
 
 
 def _quality(method, params, catalogue, batch, ahead) -> tuple[Loss, Array]:
-  """(L_Q, Q(s, a) f32[B, X] in each reading) with V(s') = `ahead` f32[B]."""
-  agent = method.agent
-  quality = agent.quality(params, catalogue, batch.request, batch.move)
-  earned = jnp.broadcast_to(agent.earned(batch.per_item), quality.shape)
-  each = lambda x: jnp.broadcast_to(x[:, None], quality.shape)
-  target = offpolicy.td_target(
-    earned, each(batch.left), each(ahead), method.gamma
-  )
-  return offpolicy.quality_loss(quality, target), quality
+  """(L_Q, Q(s, a) f32[B, X]) with V(s') = `ahead`."""
+  reward = batch.per_item.sum(-1)
+  target = offpolicy.td_target(reward, batch.left, ahead, method.gamma)
+  quality = method.agent.quality(params, catalogue, batch.request, batch.move)
+  wide = jnp.broadcast_to(target[:, None], quality.shape)
+  return offpolicy.quality_loss(quality, wide), quality
 
 
 def temporal_difference(
