@@ -15,10 +15,16 @@ CHANGES = {
   "name": "dqn",
   "stages": ("tokenizer", "replay"),
   "replay.agent": "dqn",
+  "rl_train.ema": 0.995,  # There are several gradient steps a step.
 }
 
 # What variants mean for agents that learn from replay.
-OWN = {"learnt": {"stages": ("tokenizer", "response", "replay")}}
+OWN = {
+  "learnt": {
+    "stages": ("tokenizer", "response", "replay"),
+    "rl_train.learning_rate": 2e-3,
+  }
+}
 
 
 def get_config(variant: str = ""):

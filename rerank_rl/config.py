@@ -214,7 +214,7 @@ class ReplayConfig:
   # Of what is kept, in steps: each plays rl_train.batch_size users' turns.
   capacity: int = _within(64, 1)
   batch_size: int = _within(256, 1)
-  updates: int = _within(8, 1)  # Gradient steps on batches, each step.
+  updates: int = _within(4, 1)  # Gradient steps on batches, each step.
   tau: float = _within(0.02, _TINY, 1)  # Of the target network.
   # Exploring: a slot's chance of any item (dqn), noise on points (others).
   epsilon: float = _within(0.1, _TINY, 1)
