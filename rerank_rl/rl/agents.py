@@ -80,8 +80,8 @@ def dqn(
     Q(s, slate) = mean over its items of Q(s, i),   V(s') = max Q(s', slate),
 
   so that the best slate holds the K best items. The mean is fitted as one: what
-  a slate does to the user's future is shared out among its items. It explores slot by slot,
-  `offpolicy.epsilon_greedy`.
+  a slate does to the user's future is shared out among its items. It explores
+  slot by slot, `offpolicy.epsilon_greedy`.
 
   Args:
     policy: widths.
