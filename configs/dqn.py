@@ -20,10 +20,12 @@ CHANGES = {
 
 # What variants mean for agents that learn from replay.
 OWN = {
+  # There clicks mislead: they are what costs trust.
+  "trust": {"replay.clicks": 0.0},
   "learnt": {
     "stages": ("tokenizer", "response", "replay"),
     "rl_train.learning_rate": 2e-3,
-  }
+  },
 }
 
 
