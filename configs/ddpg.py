@@ -10,7 +10,13 @@ from configs import common, dqn
 
 CHANGES = {**dqn.CHANGES, "name": "ddpg", "replay.agent": "ddpg"}
 
+# Points want a higher rate than values of items.
+OWN = {
+  **dqn.OWN,
+  "learnt": {**dqn.OWN["learnt"], "rl_train.learning_rate": 6e-3},
+}
+
 
 def get_config(variant: str = ""):
   """The synthetic world's users, or the small world of trust."""
-  return common.build(CHANGES, variant, dqn.OWN)
+  return common.build(CHANGES, variant, OWN)

@@ -7,11 +7,11 @@ z and the point that the slate itself stands for, and both are aligned
 (docs/methods.md). All else as in configs/dqn.py.
 """
 
-from configs import common, dqn
+from configs import common, ddpg, dqn
 
 CHANGES = {**dqn.CHANGES, "name": "hac", "replay.agent": "hac"}
 
 
 def get_config(variant: str = ""):
   """The synthetic world's users, or the small world of trust."""
-  return common.build(CHANGES, variant, dqn.OWN)
+  return common.build(CHANGES, variant, ddpg.OWN)
