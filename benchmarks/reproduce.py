@@ -33,10 +33,22 @@ BEGIN, END = "<!-- table {} -->", "<!-- end {} -->"
 
 
 class Row(NamedTuple):
-  """One system of a table: a config, its variant and the seeds."""
+  """One system of a table.
+
+  Attributes:
+    config: its config file, without folder and ending.
+    seeds: how many.
+    variant: of this row, besides the table's.
+    name: what the table calls the system; "" = as its config does.
+    against: the system that this one is held against; "" = the table's own
+      is held against this one.
+  """
 
   config: str
   seeds: int
+  variant: str = ""
+  name: str = ""
+  against: str = ""
 
 
 class Table(NamedTuple):
@@ -47,7 +59,8 @@ class Table(NamedTuple):
     variant: of every config.
     metrics: columns of the document.
     rows: the runs.
-    own: the system that the others are held against, in its metric.
+    own: the system that is held against the others, in the first metric; ""
+      where rows say against what they are held.
   """
 
   title: str
@@ -70,6 +83,7 @@ WORLD = ("share", "true_utility", "evaluator_a", "evaluator_b", "win_rate_b")
 VALUE = ("evaluator_b", "evaluator_a", "evaluator_s", "win_rate_b", "ild")
 RECOVERY = ("ndcg@6", "precision@6", "map@6", "f1@6")
 SESSION = ("total_reward", "discounted_reward", "slate_reward")
+SESSIONS = ("hsrl", "a2c", "dqn", "ddpg", "hac")
 
 
 def _rows(own: int, rivals: int) -> tuple[Row, ...]:
@@ -81,9 +95,22 @@ def _rows(own: int, rivals: int) -> tuple[Row, ...]:
 
 def _sessions(name: str, variant: str) -> Table:
   """HSRL and its rivals among users learnt from a log."""
-  rows = (Row("hsrl", 5), Row("a2c", 5))
+  rows = tuple(Row(config, 5) for config in SESSIONS)
   title = f"{name}, sessions with learnt users"
   return Table(title, f"learnt,{variant}", SESSION, rows, "hsrl")
+
+
+def _differences(name: str, variant: str) -> Table:
+  """Learners of sessions by TD, and by the disentangled TD."""
+  rows = []
+  for config in SESSIONS:
+    apart = f"{config}_disentangled"
+    rows += [
+      Row(config, 5),
+      Row(config, 5, "disentangled", apart, against=config),
+    ]
+  title = f"{name}, sessions with learnt users: TD against disentangled TD"
+  return Table(title, f"learnt,{variant}", SESSION, tuple(rows), "")
 
 
 TABLES = {
@@ -120,21 +147,27 @@ TABLES = {
   ),
   "kuairand_sessions": _sessions("KuaiRand-Pure", "kuairand_pure"),
   "movielens_sessions": _sessions("MovieLens-1M", "movielens_1m"),
+  "kuairand_td": _differences("KuaiRand-Pure", "kuairand_pure"),
+  "movielens_td": _differences("MovieLens-1M", "movielens_1m"),
 }
 
 
 def command(table: Table, row: Row, seed: int, out: pathlib.Path, name: str):
   """(workdir, argv) of one run."""
-  workdir = out / name / f"{pathlib.Path(row.config).name}-{seed}"
+  system = row.name or pathlib.Path(row.config).name
+  workdir = out / name / f"{system}-{seed}"
   config = f"configs/{row.config}.py"
-  if table.variant:
-    config += f":{table.variant}"
+  variants = [x for x in (table.variant, row.variant) if x]
+  if variants:
+    config += f":{','.join(variants)}"
+  named = [f"--config.name={row.name}"] if row.name else []
   return workdir, [
     "python",
     "-m",
     "launch.train",
     f"--config={config}",
     f"--config.seed={seed}",
+    *named,
     f"--workdir={workdir}",
     f"--artifacts={out / 'artifacts'}",
   ]
@@ -184,7 +217,8 @@ def render(name: str, table: Table, out: pathlib.Path) -> str:
   """The table in Markdown, with paired differences to the own system."""
   found = collect(name, table, out)
   first = table.metrics[0]
-  head = ["system", "seeds", *table.metrics, f"{table.own} minus it ({first})"]
+  apart = f"{table.own} minus it" if table.own else "it minus its rival"
+  head = ["system", "seeds", *table.metrics, f"{apart} ({first})"]
   lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
   for system, seeds in found.items():
     cells = [f"`{system}`", str(len(seeds))]
@@ -249,14 +283,21 @@ def _figure(values: dict, metric: str) -> float:
 
 
 def _difference(found: dict, system: str, table: Table) -> str:
-  """Paired difference of the first metric, own minus `system`."""
+  """Paired difference of the first metric: own minus `system`.
+
+  Where the table has no own, `system` minus the one that its row names.
+  """
   metric = table.metrics[0]
   column = {"share": "true_utility", "regret": "true_utility"}.get(
     metric, metric
   )
-  own, other = found.get(table.own, {}), found[system]
+  named = {row.name: row.against for row in table.rows if row.against}
+  first, second = table.own, system
+  if not table.own:
+    first, second = system, named.get(system, system)
+  own, other = found.get(first, {}), found.get(second, {})
   seeds = sorted(set(own) & set(other))
-  if system == table.own or not seeds or column not in other[seeds[0]]:
+  if first == second or not seeds or column not in other[seeds[0]]:
     return ""
   stack = lambda runs, key: np.stack([runs[s][key] for s in seeds])
   per = None

@@ -1,10 +1,10 @@
-"""A policy of the world of trust against the exact solution: --workdir=RUN.
+"""A system of the world of trust against the exact solution: --workdir=RUN.
 
 python -m benchmarks.sessions --workdir=RUN: RUN is a run of
-configs/hsrl.py:trust. Returns are discounted, from any level of trust alike,
-computed from the policy's own probabilities of all slates by dynamic
-programming; no session is sampled. The critic is held against the value of
-the policy that samples.
+configs/hsrl.py:trust, or of its rivals there. Returns are discounted, from any
+level of trust alike, computed by dynamic programming from the slates that the
+system shows; no session is sampled. A policy's own probabilities of all slates
+say what it is worth when it samples, and its critic is held against that.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,9 @@ from rerank_rl.config import ConfigError
 from rerank_rl.data import synthetic
 from rerank_rl.decoding import sample
 from rerank_rl.rl import learner
+from rerank_rl.training import session_pipeline
 from rerank_rl.training.session import SessionRun
-from rerank_rl.training.stages import session as stage
+from rerank_rl.training.stages import session as session_stage
 from rerank_rl.world import trust
 
 
@@ -56,8 +57,8 @@ def solve(setting: SessionRun, params) -> Solved:
     slate = jnp.broadcast_to(every[None], (trust.LEVELS, *every.shape))
     scores = learner.score_slates(policy, params["policy"], game, slate)
     best = sample.greedy(policy, params["policy"], catalogue, request)
-    method = stage.make_method(setting, None)
-    value = stage.state_value(method, params, catalogue, request, game)
+    method = session_stage.make_method(setting, None)
+    value = session_stage.state_value(method, params, catalogue, request, game)
     return jnp.exp(scores.logp.sum(-1)), best, value
 
   chance, best, value = jax.device_get(read(params, setting.catalogue))
@@ -84,6 +85,22 @@ def shares(found: Solved) -> dict[str, float]:
   }
 
 
+def greedy_shares(setting: SessionRun) -> dict[str, float]:
+  """Shares of the optimum of any run's own system, decoded greedily."""
+  world = trust.build(synthetic.seed_of(setting.config))
+  gamma, name = setting.config.session.gamma, setting.config.name
+  request = jax.vmap(trust.request)(jnp.arange(trust.LEVELS))
+  act, params = session_pipeline.learner(setting.config).systems(setting)[name]
+  slate = jax.jit(act)(params, request, jax.random.key(0))
+  shown = (trust.slates()[None] == np.asarray(slate)[:, None]).all(-1)
+  worth = {
+    "myopic": trust.value(world, trust.best(world, 0.0), gamma),
+    "greedy": trust.value(world, shown.astype(np.float64), gamma),
+  }
+  best = trust.optimum(world, gamma).mean()
+  return {name: value.mean() / best for name, value in worth.items()}
+
+
 def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
@@ -92,7 +109,10 @@ def main(argv: list[str]) -> None:
     raise ConfigError("--workdir is not a run in the world of trust.")
   rows = []
   for name, params in setting.params.items():
-    found = shares(solve(setting, params))
+    if session_stage.STAGE in setting.config.stages:
+      found = shares(solve(setting, params))
+    else:
+      found = greedy_shares(setting)
     rows.append((name, *(f"{value:.4f}" for value in found.values())))
   title = f"share of the optimal return, seed {setting.config.seed}"
   common.show(title, ("system", *found), rows)

@@ -1,5 +1,6 @@
 """Defaults of all configs, and the variants that combine with each."""
 
+from collections.abc import Mapping
 import dataclasses
 
 from ml_collections import ConfigDict, config_dict
@@ -40,6 +41,9 @@ SMOKE = {
   "critic_train.warmup_steps": 5,
   "critic_train.eval_every": 12,
   "rl.group": 8,
+  "replay.capacity": 4,
+  "replay.batch_size": 32,
+  "replay.updates": 2,
   "rl_train.steps": 12,
   "rl_train.warmup_steps": 5,
   "rl_train.batch_size": 16,
@@ -119,6 +123,7 @@ VARIANTS = {
   "trust": TRUST,
   "learnt": LEARNT,
   "recovery": RECOVERY,
+  "disentangled": {"session.difference": "disentangled"},
   "good": {"rl.reward": "good"},
   "preference": PREFERENCE,
   "pointwise": {"world.fatigue": 0.0, "world.contrast": 0.0},
@@ -148,13 +153,16 @@ COMPOSITION = frozenset(
 )
 
 
-def build(changes: dict, variant: str = "") -> ConfigDict:
+def build(
+  changes: dict, variant: str = "", own: Mapping[str, dict] | None = None
+) -> ConfigDict:
   """The default config with a method's changes and named variants.
 
   Args:
     changes: dotted field -> value.
     variant: names of VARIANTS, separated by commas; later ones win, but for
       what makes the method (`COMPOSITION`).
+    own: variant -> changes that it makes to this method after its own.
 
   Returns:
     A ConfigDict; flags may change it further.
@@ -172,9 +180,10 @@ def build(changes: dict, variant: str = "") -> ConfigDict:
       raise ValueError(
         f"variant {name!r} is unknown; choose from {', '.join(VARIANTS)}."
       )
-    own = COMPOSITION & changes.keys()
+    kept = COMPOSITION & changes.keys()
     given = VARIANTS[name].items()
-    _update(config, {k: value for k, value in given if k not in own})
+    _update(config, {k: value for k, value in given if k not in kept})
+    _update(config, (own or {}).get(name, {}))
   return config
 
 

@@ -197,6 +197,7 @@ class SessionConfig:
   gamma: float = _within(0.9, 0, 1)  # Discount a slate.
   decay: float = _within(0.5, 0, 1)  # Lambda, from slate to slate.
   turns: int = _within(20, 1)  # Slates a user, in a rollout and in reports.
+  difference: str = "td"  # How values are learnt: td | disentangled.
   # Users of the synthetic world (docs/methods.md).
   patience: float = _within(12.0, 1)
   impatience: float = _within(2.0, 0)
@@ -212,6 +213,23 @@ class GoalsConfig:
   window: int = _within(10, 1)  # Slates over which a goal is reached.
   behaviours: int = _within(128, 8)  # Fixed policies that are imitated.
   users: int = _within(256, 1)  # Who tell what a behaviour achieves.
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+  """Agents that learn sessions from replay (stage replay)."""
+
+  agent: str = "dqn"  # dqn | ddpg | hac
+  # Of what is kept, in steps: each plays rl_train.batch_size users' turns.
+  capacity: int = _within(64, 1)
+  batch_size: int = _within(256, 1)
+  updates: int = _within(4, 1)  # Gradient steps on batches, each step.
+  tau: float = _within(0.02, _TINY, 1)  # Of the target network.
+  # Exploring: a slot's chance of any item (dqn), noise on points (others).
+  epsilon: float = _within(0.1, _TINY, 1)
+  noise: float = _within(0.3, _TINY)
+  clip: float = _within(5.0, _TINY)  # The highest importance weight.
+  clicks: float = _within(1.0, 0)  # Weight of the clicks' cross-entropy.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +250,7 @@ class Config:
   next_item: NextItemConfig = NextItemConfig()
   session: SessionConfig = SessionConfig()
   goals: GoalsConfig = GoalsConfig()
+  replay: ReplayConfig = ReplayConfig()
   ranker: RankerConfig = RankerConfig()
   demo: DemoConfig = DemoConfig()
   sft: TrainConfig = TrainConfig(steps=400)

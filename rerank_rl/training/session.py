@@ -24,6 +24,7 @@ from rerank_rl.types import Array, Request
 from rerank_rl.world import trust
 
 SELECT = "discounted_reward"
+WATCHED = 1000  # Validation users whom selection asks.
 
 Act = Callable[[Any, Request, Array], Array]  # (params, request, key) -> slate.
 
@@ -123,6 +124,19 @@ def start(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:
   return setting.identified("data", config.data, config.world, world_seed)
 
 
+def example(setting: SessionRun) -> Request:
+  """Two users' first Request: what parameters' shapes depend on."""
+  few = jax.tree.map(lambda x: x[:2], setting.dataset.splits["train"])
+  return _first(setting.environment("train"), few)
+
+
+@jax.jit
+def _first(environment, start):
+  keys = jax.random.split(jax.random.key(0))
+  state = jax.vmap(environment.begin)(jax.vmap(environment.meet)(start), keys)
+  return jax.vmap(environment.request)(state)
+
+
 def greedy(policy, catalogue, params, request: Request, key: Array) -> Array:
   """The policy's greedy slate i32[B, K]."""
   del key
@@ -194,3 +208,20 @@ def judge(
     )
 
   return by_chunks(chunk, CHUNK, schema.take(starts, few), numbers)
+
+
+def watch(setting: SessionRun, act: Act, part: str = ""):
+  """(evaluate, select) for `loop.fit`: sessions of validation users.
+
+  Args:
+    setting: with semantic IDs.
+    act: the system.
+    part: of the parameters learnt, which it reads; "" = all.
+  """
+
+  def evaluate(params) -> dict[str, float]:
+    own = params[part] if part else params
+    worth = judge(setting, "valid", act, own, WATCHED)
+    return {name: float(value.mean()) for name, value in worth.items()}
+
+  return evaluate, (SELECT, True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 from flax import struct
 import jax
@@ -28,6 +28,9 @@ class TrainState:
   opt_state: Any
   step: jax.Array
   ema: Any
+
+
+State = TypeVar("State", bound=TrainState)
 
 
 def check(config: TrainConfig, at: str) -> None:
@@ -104,11 +107,11 @@ def create(params: Any, tx: optax.GradientTransformation) -> TrainState:
 
 
 def apply_gradients(
-  state: TrainState,
+  state: State,
   grads: Any,
   tx: optax.GradientTransformation,
   decay: float,
-) -> TrainState:
+) -> State:
   """One gradient step, and the average follows.
 
   With n updates behind it, ema_n = ema_{n-1} + r_n (params_n - ema_{n-1}),

@@ -66,6 +66,25 @@ def test_shares_seeds_and_paired_differences(tmp_path):
   assert (low, high) == pytest.approx((mean - wide, mean + wide), abs=0.01)
 
 
+def test_rows_are_held_against_what_they_name(tmp_path):
+  rows = (
+    reproduce.Row("a2c", 2),
+    reproduce.Row("a2c", 2, "disentangled", "a2c_apart", against="a2c"),
+  )
+  table = TABLE._replace(rows=rows, own="", variant="learnt")
+  for i, noise in enumerate(np.random.default_rng(0).normal(size=(2, 400))):
+    _run(tmp_path, rows[0], FIRST + i, {"a2c": 1 + noise})
+    _run(tmp_path, rows[1], FIRST + i, {"a2c_apart": 1.2 + noise})
+  text = reproduce.render("t", table, tmp_path)
+  assert "it minus its rival (share)" in text
+  assert _cells(text, "a2c")[-1] == ""
+  # .2 of an optimum of 2.
+  assert float(_cells(text, "a2c_apart")[-1].split()[0]) == pytest.approx(0.1)
+  _, argv = reproduce.command(table, rows[1], 1, tmp_path, "t")
+  assert "--config=configs/a2c.py:learnt,disentangled" in argv
+  assert "--config.name=a2c_apart" in argv
+
+
 def test_runs_that_are_not_there_are_left_out(tmp_path):
   text = reproduce.render("t", TABLE, tmp_path)
   assert "glorank_rl`" not in text
@@ -95,8 +114,11 @@ def test_a_table_is_replaced_in_its_place(tmp_path):
 
 def test_every_table_names_configs_and_its_own_system():
   for name, table in reproduce.TABLES.items():
-    names = [row.config.split("/")[-1] for row in table.rows]
-    assert table.own in names, name
+    names = [row.name or row.config.split("/")[-1] for row in table.rows]
+    assert len(set(names)) == len(names), name
+    rivals = {row.against for row in table.rows if row.against}
+    assert rivals <= set(names) and bool(rivals) != bool(table.own), name
+    assert not table.own or table.own in names, name
     for row in table.rows:
       _, argv = reproduce.command(table, row, 1, pathlib.Path("x"), name)
       config = argv[3].removeprefix("--config=").split(":")[0]

@@ -132,12 +132,7 @@ def test_heads_that_read_no_goal_are_refused():
 def test_a_goal_is_part_of_the_prompt(done):
   """Two goals, one request: other log-probs; without one, none."""
   params, policy = done.params["mocdt"]["policy"], done.policy
-  environment = done.environment("train")
-  start = jax.tree.map(lambda x: x[:2], done.dataset.splits["train"])
-  state = jax.vmap(environment.begin)(
-    jax.vmap(environment.meet)(start), jax.random.split(jax.random.key(0), 2)
-  )
-  request = jax.vmap(environment.request)(state)
+  request = session.example(done)
   root = lambda goal: (
     sample.prepare(
       policy, params, done.catalogue, request.replace(goal=goal)

@@ -3,6 +3,8 @@
 import json
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import sessions as benchmark
@@ -11,6 +13,9 @@ from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import report
 from rerank_rl.rl import values
 from rerank_rl.training import mesh, session_pipeline, tasks
+from rerank_rl.training.stages import session as stage
+from rerank_rl.training.stages import tokenize
+from rerank_rl.world import trust
 from tests import toys
 
 
@@ -79,6 +84,7 @@ def test_a_finished_run_is_only_judged_again(done):
     ({"rl.credit": "group"}, "config.rl.credit='group'"),
     ({"rl.explore": "beam"}, "config.rl.explore='beam'"),
     ({"stages": ("tokenizer",)}, "tokenizer and one of session"),
+    ({"session.difference": "mc"}, "config.session.difference='mc'"),
     ({"data.name": "movielens_1m"}, "add response to config.stages"),
     ({"data.name": "amazon_beauty"}, "config.data.name='amazon_beauty'"),
     (
@@ -97,3 +103,37 @@ def test_a_finished_run_is_only_judged_again(done):
 def test_what_sessions_lack_is_refused(changes, words):
   with pytest.raises(ConfigError, match=words):
     session_pipeline.check(_config("", changes))
+
+
+def test_disentangled_values_learn_from_q_and_q_from_what_came(tmp_path):
+  """The mean of (Q - G)^2 + (V - sg Q)^2: beta is 1, policies are met anew."""
+  config = _config("trust,disentangled", toys.SESSIONS)
+  one = mesh.make(jax.devices()[:1])
+  setting = tokenize.run(session_pipeline.begin(config, tmp_path, one))
+  params = stage.init(setting)
+  assert set(params) == {"policy", "critic", "quality"}
+  method = stage.make_method(setting, None)
+  request = jax.vmap(trust.request)(jnp.arange(4))
+  slate = jnp.array([[0, 1], [2, 5], [7, 3], [1, 6]])
+  value, to_come = jnp.array([[1.0, 2.0, 3.0, 4.0], [5.0, 1.0, 0.0, 2.0]])
+
+  def read(params):
+    args = method, params, setting.catalogue, request, slate
+    quality = stage.slate_value(*args)
+    losses = lambda v, p: stage.disentangled(method, p, *args[2:], v, to_come)
+    fit = lambda p: (stage.slate_value(method, p, *args[2:]) - to_come) ** 2
+    return (
+      quality,
+      losses(value, params),
+      jax.grad(losses, (0, 1))(value, params),
+      jax.grad(lambda p: fit(p).mean())(params),
+    )
+
+  # Values start at nothing: move them.
+  params = jax.tree.map(lambda x: x + 0.05, params)
+  quality, loss, (by_value, by_params), want = jax.jit(read)(params)
+  total = (quality - to_come) ** 2 + (value - quality) ** 2
+  np.testing.assert_allclose(loss, total.mean(), rtol=1e-5)
+  np.testing.assert_allclose(by_value, 2 * (value - quality) / 4, rtol=1e-5)
+  close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5)
+  jax.tree.map(close, by_params, want)

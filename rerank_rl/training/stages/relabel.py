@@ -201,19 +201,10 @@ def _as_behaviour(slots, params, own, request, key):
 
 def init(setting: SessionRun):
   """Fresh parameters of a policy that reads a goal."""
-  environment = setting.environment("train")
-  few = jax.tree.map(lambda x: x[:2], setting.dataset.splits["train"])
-
-  @jax.jit
-  def make(key, start, catalogue, environment):
-    first, second = jax.random.split(key)
-    met = jax.vmap(environment.meet)(start)
-    state = jax.vmap(environment.begin)(met, jax.random.split(first, 2))
-    request = jax.vmap(environment.request)(state)
-    request = request.replace(goal=jnp.zeros((2, len(goals.OBJECTIVES))))
-    return setting.policy.init(second, catalogue, request)
-
-  return make(setting.key("policy"), few, setting.catalogue, environment)
+  request = sessions.example(setting)
+  request = request.replace(goal=jnp.zeros((2, len(goals.OBJECTIVES))))
+  make = jax.jit(setting.policy.init)
+  return make(setting.key("policy"), setting.catalogue, request)
 
 
 def act_of(setting: SessionRun) -> goals.Pursue:

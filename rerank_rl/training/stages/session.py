@@ -1,5 +1,6 @@
 """Stage `session`: actor and critic learn from users who stay or leave."""
 
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from rerank_rl.config import (
 from rerank_rl.decoding import legality, sample
 from rerank_rl.models.hpn import LevelCritic
 from rerank_rl.models.policy import Policy
-from rerank_rl.rl import credit, learner, objectives, values
+from rerank_rl.rl import credit, learner, objectives, offpolicy, values
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training import fitting
 from rerank_rl.training import session as sessions
@@ -26,7 +27,6 @@ from rerank_rl.training.setting import ready
 from rerank_rl.types import PAD, Array, Outcome
 
 STAGE = "session"
-WATCHED = 1000  # Validation users whom selection asks.
 
 # What the critic says of the tokens: (V, PathValues, Outcome, lambda) -> A.
 CREDIT = {
@@ -44,6 +44,8 @@ OBJECTIVE = {
 def check(config: Config) -> None:
   """Raises ConfigError: unknown parts, or parts that sessions do not have."""
   rl = config.rl
+  at = "config.session.difference"
+  check_choice(config.session.difference, DIFFERENCE, at)
   check_choice(rl.credit, CREDIT, "config.rl.credit")
   check_choice(rl.objective, OBJECTIVE, "config.rl.objective")
   check_choice(rl.explore, ("chains",), "config.rl.explore")
@@ -122,6 +124,64 @@ def prefix_values(
   return values.PathValues(each, each, real)
 
 
+def slate_value(method: Method, params, catalogue, request, slate) -> Array:
+  """Q(s, slate) f32[B] of slates i32[B, K]: a critic of its own.
+
+  It reads a slate as the other reads a policy: the mean of the slate's tokens
+  takes the expected token's place.
+  """
+  share = jax.nn.one_hot(slate, request.candidates.shape[1]).mean(1)
+  return method.critic.apply(
+    {"params": params["quality"]}, catalogue, request, share, method="state"
+  )
+
+
+def temporal_difference(
+  method: Method, params, catalogue, request, slate, value, to_come
+) -> Array:
+  """The mean of (V(s) - G)^2, a scalar.
+
+  Args:
+    method: static parts.
+    params: the stage's.
+    catalogue: the Catalogue.
+    request: the Request.
+    slate: i32[B, K], shown.
+    value: f32[B], V(s).
+    to_come: f32[B], G = r + what `values.across_slates` says; no gradient.
+  """
+  del method, params, catalogue, request, slate
+  return ((value - to_come) ** 2).sum() / value.size
+
+
+def disentangled(
+  method: Method, params, catalogue, request, slate, value, to_come
+) -> Array:
+  """The mean of (Q(s, a) - G)^2 + beta (V(s) - sg Q(s, a))^2, a scalar.
+
+  arXiv 2501.17409; beta = pi / p_behaviour is 1, as users are played anew by
+  the policy itself. G = r + gamma (1 - left) V(s') where `session.decay` is
+  0, as in the paper; else it looks further, as TD's does.
+  """
+  quality = slate_value(method, params, catalogue, request, slate)
+  first = offpolicy.quality_loss(quality, to_come)
+  second = offpolicy.value_loss(value, quality, jnp.ones_like(value))
+  return (first.total + second.total) / value.size
+
+
+class Difference(NamedTuple):
+  """How V(s) is learnt: a loss, and the critics that it needs besides."""
+
+  loss: Callable[..., Array]
+  critics: tuple[str, ...]
+
+
+DIFFERENCE = {
+  "td": Difference(temporal_difference, ()),
+  "disentangled": Difference(disentangled, ("quality",)),
+}
+
+
 def rollout(method, params, catalogue, environment, start, key):
   """Sessions of B users: Turns, whose record is the TokenTree of each slate."""
   policy, turns = method.policy, method.session.turns
@@ -194,11 +254,14 @@ def step(method, catalogue, environment, state, start, key):
     given = credit.advantage(tree, outcome.replace(advantage=found))
     main = OBJECTIVE[rl.objective](tree, scores, given, rl.clip)
     wide = objectives.weighted(tree, objectives.entropy(scores))
-    error = ((value - to_come) ** 2).sum()
+    fitted = DIFFERENCE[method.session.difference].loss(
+      method, params, catalogue, request, tree.slate[:, 0], value, to_come
+    )
+    error = jax.lax.stop_gradient(((value - to_come) ** 2).sum())
     along = values.temporal_difference(path, outcome, method.trace)
     total = main.total - rl.entropy * wide.total
     total = total / jnp.maximum(main.denominator, 1e-6)
-    total += error / value.size
+    total += fitted
     total += along.total / jnp.maximum(along.denominator, 1e-6)
     return total, (main, wide, error)
 
@@ -272,39 +335,31 @@ def _fit(setting: SessionRun) -> None:
 
 
 def init(setting: SessionRun):
-  """Fresh parameters {"policy", "critic"}."""
+  """Fresh parameters {"policy", "critic"}, and those of further critics."""
   policy, critic = setting.policy, setting.critic
-  environment = setting.environment("train")
-  few = jax.tree.map(lambda x: x[:2], setting.dataset.splits["train"])
+  more = DIFFERENCE[setting.config.session.difference].critics
 
   @jax.jit
-  def make(key, start, catalogue, environment):
-    first, second, third = jax.random.split(key, 3)
-    met = jax.vmap(environment.meet)(start)
-    state = jax.vmap(environment.begin)(met, jax.random.split(first, 2))
-    request = jax.vmap(environment.request)(state)
+  def make(key, more, request, catalogue):
+    _, second, third = jax.random.split(key, 3)
     share = jnp.zeros(request.candidates.shape, request.scores.dtype)
     slate = jnp.zeros((2, 1, policy.slots), jnp.int32)
-    own = critic.init(
-      third, catalogue, request, share, slate, method="initialise"
-    )
-    return {
-      "policy": policy.init(second, catalogue, request),
-      "critic": own["params"],
+    keys = {"critic": third, **more}
+    critics = {
+      name: critic.init(
+        key, catalogue, request, share, slate, method="initialise"
+      )["params"]
+      for name, key in keys.items()
     }
+    return {"policy": policy.init(second, catalogue, request), **critics}
 
-  return make(setting.key("policy"), few, setting.catalogue, environment)
+  key, keys = setting.key("policy"), {name: setting.key(name) for name in more}
+  return make(key, keys, sessions.example(setting), setting.catalogue)
 
 
 def watch(setting: SessionRun):
   """(evaluate, select) for `loop.fit`: greedy sessions of validation users."""
-  act = greedy_act(setting)
-
-  def evaluate(params) -> dict[str, float]:
-    worth = sessions.judge(setting, "valid", act, params["policy"], WATCHED)
-    return {name: float(value.mean()) for name, value in worth.items()}
-
-  return evaluate, (sessions.SELECT, True)
+  return sessions.watch(setting, greedy_act(setting), "policy")
 
 
 def greedy_act(setting: SessionRun) -> sessions.Act:

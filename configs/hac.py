@@ -1,0 +1,17 @@
+r"""HAC over sessions (arXiv 2302.03431): KuaiSim's Hyper-Actor Critic.
+
+  python -m launch.train --workdir=DIR --config=configs/hac.py[:VARIANTS]
+
+A Gaussian actor over points z, slates as in configs/ddpg.py; the critic values
+z and the point that the slate itself stands for, and both are aligned
+(docs/methods.md). All else as in configs/dqn.py.
+"""
+
+from configs import common, ddpg, dqn
+
+CHANGES = {**dqn.CHANGES, "name": "hac", "replay.agent": "hac"}
+
+
+def get_config(variant: str = ""):
+  """The synthetic world's users, or the small world of trust."""
+  return common.build(CHANGES, variant, ddpg.OWN)

@@ -1,0 +1,22 @@
+r"""Disentangled TD (arXiv 2501.17409): the policy's chance apart from users'.
+
+  python -m launch.train --workdir=DIR \
+    --config=configs/td_disentangled.py[:VARIANTS]
+
+A2C whose V(s) learns from Q(s, slate) and whose Q learns from rewards and V of
+what follows (docs/methods.md). The variant `disentangled` does the same to
+configs/hsrl.py, dqn.py, ddpg.py and hac.py.
+"""
+
+from configs import a2c, common
+
+CHANGES = {
+  **a2c.CHANGES,
+  "name": "td_disentangled",
+  **common.VARIANTS["disentangled"],
+}
+
+
+def get_config(variant: str = ""):
+  """The synthetic world's users, or the small world of trust."""
+  return common.build(CHANGES, variant)

@@ -1,0 +1,302 @@
+"""Stage `replay`: agents that learn sessions from what they did before."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from rerank_rl.config import Config, ReplayConfig, check_choice
+from rerank_rl.rl import agents, offpolicy, replay
+from rerank_rl.rl.agents import Agent
+from rerank_rl.rl.objectives import Loss
+from rerank_rl.rl.replay import Ring, Transition
+from rerank_rl.simulation import session as simulation
+from rerank_rl.training import fitting
+from rerank_rl.training import session as sessions
+from rerank_rl.training import state as states
+from rerank_rl.training.session import SessionRun
+from rerank_rl.training.setting import ready
+from rerank_rl.types import Array
+
+STAGE = "replay"
+
+
+@struct.dataclass
+class ReplayState(states.TrainState):
+  """An agent's state with what it learns from, saved and resumed as one.
+
+  Attributes:
+    target: like params, following them slowly.
+    ring: the latest transitions.
+  """
+
+  target: Any
+  ring: Any  # Ring, or () where it is not carried along.
+
+
+class Method(NamedTuple):
+  """The static parts of a step."""
+
+  agent: Agent
+  config: ReplayConfig
+  difference: str
+  gamma: float
+  turns: int
+  tx: Any
+  decay: float
+
+
+def check(config: Config) -> None:
+  """Raises ConfigError: an agent or a difference that is not there."""
+  check_choice(config.replay.agent, agents.AGENTS, "config.replay.agent")
+  check_choice(
+    config.session.difference, DIFFERENCE, "config.session.difference"
+  )
+  states.check(config.rl_train, "config.rl_train")
+
+
+def _quality(method, params, catalogue, batch, ahead) -> tuple[Loss, Array]:
+  """(L_Q, Q(s, a) f32[B, X]) with V(s') = `ahead`."""
+  reward = batch.per_item.sum(-1)
+  target = offpolicy.td_target(reward, batch.left, ahead, method.gamma)
+  quality = method.agent.quality(params, catalogue, batch.request, batch.move)
+  wide = jnp.broadcast_to(target[:, None], quality.shape)
+  return offpolicy.quality_loss(quality, wide), quality
+
+
+def temporal_difference(
+  method: Method, params, target, catalogue, batch: Transition
+) -> tuple[Loss, ...]:
+  """(L_Q,): Q(s, a) is fitted to r + gamma (1 - left) Q'(s', greedy).
+
+  Args:
+    method: static parts.
+    params: the agent's.
+    target: those of the target network, Q'.
+    catalogue: the Catalogue.
+    batch: transitions.
+  """
+  ahead = method.agent.ahead(target, catalogue, batch.after)
+  return (_quality(method, params, catalogue, batch, ahead)[0],)
+
+
+def disentangled(
+  method: Method, params, target, catalogue, batch: Transition
+) -> tuple[Loss, ...]:
+  """(L_Q, L_V): arXiv 2501.17409, with beta for each sample.
+
+  Q(s, a) is fitted to r + gamma (1 - left) V'(s'), and V(s) to Q(s, a),
+  weighed by what the exploring policy of today makes of the action against
+  that of its day.
+
+  Args:
+    method: static parts.
+    params: the agent's.
+    target: those of the target network, V'.
+    catalogue: the Catalogue.
+    batch: transitions.
+  """
+  agent, request, move = method.agent, batch.request, batch.move
+  ahead = agent.value(target, catalogue, batch.after)
+  main, quality = _quality(method, params, catalogue, batch, ahead)
+  logp = agent.logp(params, catalogue, request, move)
+  weight = offpolicy.importance(logp, move.logp, method.config.clip)
+  value = agent.value(params, catalogue, request)
+  return main, offpolicy.value_loss(value, quality.mean(-1), weight)
+
+
+DIFFERENCE = {"td": temporal_difference, "disentangled": disentangled}
+
+
+def play(method: Method, params, catalogue, environment, start, key):
+  """What B users did in all turns: Transition, leading dimension turns * B."""
+
+  def act(request, key):
+    move = method.agent.act(params, catalogue, request, key)
+    return move.slate, move
+
+  played = simulation.play(environment, act, start, key, method.turns)
+  # No -1: users may have no features.
+  flat = lambda x: x.reshape(played.left.size, *x.shape[2:])
+  return jax.tree.map(
+    flat,
+    Transition(
+      played.request,
+      played.record,
+      played.per_item,
+      played.left,
+      played.after,
+    ),
+  )
+
+
+def _update(method: Method, catalogue, ring: Ring, state: ReplayState, key):
+  """One gradient step on a batch drawn from the ring; the target follows."""
+  batch = replay.draw(ring, key, method.config.batch_size)
+  learn = DIFFERENCE[method.difference]
+
+  def loss(params):
+    losses = learn(method, params, state.target, catalogue, batch)
+    beside = method.agent.improve(params, catalogue, batch)
+    total = sum(one.total / one.denominator for one in losses)
+    return total + beside.mean(), (losses[0], beside)
+
+  grads, (main, beside) = jax.grad(loss, has_aux=True)(state.params)
+  state = states.apply_gradients(state, grads, method.tx, method.decay)
+  target = offpolicy.polyak(state.target, state.params, method.config.tau)
+  figures = {"loss": main, "beside": Loss(beside.sum(), beside.size)}
+  return dataclasses.replace(state, target=target), figures
+
+
+def step(
+  method: Method, catalogue, environment, state: ReplayState, start, key
+):
+  """One batch of users: play, keep, several gradient steps.
+
+  Args:
+    method: static parts.
+    catalogue: the Catalogue.
+    environment: the users' behaviour.
+    state: ReplayState.
+    start: B users.
+    key: PRNG key.
+
+  Returns:
+    (state, metrics as (sum, count)).
+  """
+  first, second = jax.random.split(key)
+  seen = play(method, state.params, catalogue, environment, start, first)
+  ring = replay.push(state.ring, seen)
+  # The ring is read, not carried: a loop would copy it.
+  learn = functools.partial(_update, method, catalogue, ring)
+  bare = dataclasses.replace(state, ring=())
+  keys = jax.random.split(second, method.config.updates)
+  state, figures = jax.lax.scan(learn, bare, keys)
+  metrics = {
+    **{k: (x.total.sum(), x.denominator.sum()) for k, x in figures.items()},
+    "reward": (seen.per_item.sum(), seen.left.size),
+    "left": (seen.left.sum(), seen.left.size),
+  }
+  return dataclasses.replace(state, ring=ring), metrics
+
+
+def run(setting: SessionRun) -> SessionRun:
+  """Learns, resumes or reloads the agent.
+
+  Args:
+    setting: after `tokenizer`.
+
+  Returns:
+    With `params[config.name]`, the agent's.
+  """
+  config = setting.config
+  check(config)
+  # Users who were learnt are among it.
+  before = {k: own for k, own in setting.identity.items() if k != STAGE}
+  setting = setting.identified(
+    STAGE,
+    before,
+    config.policy,
+    config.replay,
+    config.rl_train,
+    config.session,
+  )
+  if not ready(setting, STAGE):
+    _fit(setting)
+  return fitting.learned(setting, STAGE, config.name)
+
+
+def agent_of(setting: SessionRun) -> Agent:
+  """The configured agent."""
+  config = setting.config
+  make = agents.AGENTS[config.replay.agent]
+  unit = setting.critic.unit
+  return make(config.policy, setting.sizes, unit, config.replay)
+
+
+def make_method(setting: SessionRun, tx) -> Method:
+  """The step's static parts of a run."""
+  config = setting.config
+  return Method(
+    agent_of(setting),
+    config.replay,
+    config.session.difference,
+    config.session.gamma,
+    config.session.turns,
+    tx,
+    config.rl_train.ema,
+  )
+
+
+def _fit(setting: SessionRun) -> None:
+  config = setting.config
+  train, updates = config.rl_train, config.replay.updates
+  # A step is a batch of users, and takes several gradient steps.
+  longer = dataclasses.replace(
+    train,
+    steps=train.steps * updates,
+    warmup_steps=train.warmup_steps * updates,
+  )
+  environment = setting.environment("train")
+  agent = jax.jit(agent_of(setting).init)
+  request = sessions.example(setting)
+  params = agent(setting.key("agent"), setting.catalogue, request)
+  tx = states.optimizer(longer, tuple(params))
+  method = make_method(setting, tx)
+  own = jax.tree_util.Partial(
+    functools.partial(step, method), setting.catalogue, environment
+  )
+  batches = fitting.local_batches(setting, train.batch_size, STAGE)
+  state = begin(setting, method, environment, params)
+  fitting.fit(setting, STAGE, state, own, batches, train, watch(setting))
+
+
+def begin(setting, method: Method, environment, params) -> ReplayState:
+  """The state at step 0: a target like the parameters, an empty ring."""
+  size = setting.config.rl_train.batch_size
+  wide = lambda x: jax.ShapeDtypeStruct(
+    (size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
+  )
+  start = jax.tree.map(wide, setting.dataset.splits["train"])
+  block = jax.eval_shape(
+    functools.partial(play, method),
+    params,
+    setting.catalogue,
+    environment,
+    start,
+    jax.random.key(0),
+  )
+  state = states.create(params, method.tx)
+  return ReplayState(
+    state.params,
+    state.opt_state,
+    state.step,
+    state.ema,
+    states.copy(params),
+    replay.empty(method.config.capacity, block),
+  )
+
+
+def _greedy(agent: Agent, catalogue, params, request, key: Array) -> Array:
+  del key
+  return agent.greedy(params, catalogue, request)
+
+
+def greedy_act(setting: SessionRun) -> sessions.Act:
+  """The agent's greedy slates as a system."""
+  act = functools.partial(_greedy, agent_of(setting))
+  return jax.tree_util.Partial(act, setting.catalogue)
+
+
+def watch(setting: SessionRun):
+  """(evaluate, select) for `loop.fit`: greedy sessions of validation users."""
+  return sessions.watch(setting, greedy_act(setting))
+
+
+def systems(setting: SessionRun) -> dict[str, tuple[sessions.Act, Any]]:
+  """What reports judge: the run's system as (act, parameters)."""
+  name = setting.config.name
+  return {name: (greedy_act(setting), setting.params[name])}

@@ -1,0 +1,133 @@
+"""Agents: slates are top-K, what they see, what their losses move."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerank_rl.config import PolicyConfig, ReplayConfig
+from rerank_rl.rl import agents, offpolicy
+from rerank_rl.rl.replay import Transition
+from rerank_rl.types import PAD
+from tests import toys
+
+K = toys.SIZES.slots
+CONFIG = ReplayConfig(epsilon=0.5, noise=0.4)
+CATALOGUE = toys.catalogue()
+REQUEST = toys.request()
+# Rows with at least K candidates.
+REQUEST = jax.tree.map(lambda x: x[jnp.array([0, 1, 3])], REQUEST)
+
+
+@functools.cache
+def _agent(name):
+  """(agent whose functions are jitted, params far from their start)."""
+  policy = PolicyConfig(dim=16, layers=1)
+  made = agents.AGENTS[name](policy, toys.SIZES, 2.0, CONFIG)
+  made = agents.Agent(*map(jax.jit, made))
+  params = made.init(jax.random.key(0), CATALOGUE, REQUEST)
+  return made, jax.tree.map(lambda x: 1.3 * x + 0.05, params)
+
+
+@functools.cache
+def _move(name):
+  agent, params = _agent(name)
+  return agent.act(params, CATALOGUE, REQUEST, jax.random.key(1))
+
+
+@pytest.mark.parametrize("name", agents.AGENTS)
+def test_slates_hold_distinct_candidates(name):
+  agent, params = _agent(name)
+  greedy = agent.greedy(params, CATALOGUE, REQUEST)
+  for slate in (greedy, _move(name).slate):
+    assert slate.dtype == jnp.int32
+    shown = np.take_along_axis(np.asarray(REQUEST.candidates), slate, axis=1)
+    assert (shown != PAD).all()
+    assert all(len(set(row)) == K for row in shown.tolist())
+
+
+@pytest.mark.parametrize("name", agents.AGENTS)
+def test_the_density_on_record_is_the_policys(name):
+  agent, params = _agent(name)
+  move = _move(name)
+  again = agent.logp(params, CATALOGUE, REQUEST, move)
+  np.testing.assert_allclose(move.logp, again, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", agents.AGENTS)
+def test_values_see_the_action(name):
+  agent, params = _agent(name)
+  move = _move(name)
+  slate = jnp.broadcast_to(jnp.arange(K), (3, K))
+  other = slate.at[:, 2].set(3)
+  one = move.replace(slate=slate)
+  two = move.replace(slate=other, point=move.point + 0.5)
+  value = lambda move: agent.quality(params, CATALOGUE, REQUEST, move)
+  assert np.abs(value(one) - value(two)).min() > 1e-5
+
+
+@pytest.mark.parametrize("name", agents.AGENTS)
+def test_the_rankers_scores_count_as_much_as_was_learnt(name):
+  """With a heavy weight on them, slates are the ranker's order."""
+  agent, params = _agent(name)
+  params = jax.tree.map(jnp.copy, params)
+  if "actor" in params:
+    down = params["actor"]["down"]
+    down["kernel"] = jnp.zeros_like(down["kernel"])
+    down["bias"] = jnp.zeros_like(down["bias"]).at[-1].set(9.0)
+  else:
+    params["critic"]["prior"] = jnp.float32(1e4)
+  slate = agent.greedy(params, CATALOGUE, REQUEST)
+  real = REQUEST.candidates != PAD
+  order = jnp.argsort(-jnp.where(real, REQUEST.scores, -1e9), axis=1)
+  np.testing.assert_array_equal(slate, order[:, :K])
+
+
+def test_dqns_best_slate_is_the_best_of_all():
+  agent, params = _agent("dqn")
+  one = jax.tree.map(lambda x: x[:1], REQUEST)
+  every = jnp.asarray(toys.every_slate())
+  wide = jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (len(every), *x.shape[1:])), one
+  )
+  none = jnp.zeros((len(every), 0))
+  move = agents.Move(every, none, none)
+  worth = agent.quality(params, CATALOGUE, wide, move)[:, 0]
+  ahead = agent.ahead(params, CATALOGUE, one)
+  np.testing.assert_allclose(ahead[0], worth.max(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddpg", "hac"])
+def test_the_density_of_points_is_gaussian(name):
+  agent, params = _agent(name)
+  move = _move(name)
+  keys = jax.random.split(jax.random.key(3), 400)
+  act = jax.vmap(agent.act, (None, None, None, 0))
+  points = act(params, CATALOGUE, REQUEST, keys).point
+  np.testing.assert_allclose(points.std(0), CONFIG.noise, rtol=0.25)
+  want = offpolicy.gaussian_log_density(
+    move.point, points.mean(0), CONFIG.noise
+  )
+  np.testing.assert_allclose(move.logp, want, atol=1.5)
+
+
+@pytest.mark.parametrize("name", ["ddpg", "hac"])
+def test_the_actor_climbs_the_critic_and_does_not_bend_it(name):
+  agent, params = _agent(name)
+  per_item = jnp.zeros((3, K))
+  left = jnp.zeros((3,), bool)
+  batch = Transition(REQUEST, _move(name), per_item, left, REQUEST)
+  loss = lambda params: agent.improve(params, CATALOGUE, batch).sum()
+  grads = jax.jit(jax.grad(loss))(params)
+  head = grads["critic"]["pair"]
+  assert all(np.abs(x).max() == 0 for x in jax.tree.leaves(head))
+  actor = grads["actor"]["down"]["kernel"]
+  assert np.abs(actor).max() > 1e-6
+
+
+def test_hac_values_slates_and_points_by_one_function():
+  agent, params = _agent("hac")
+  found = agent.quality(params, CATALOGUE, REQUEST, _move("hac"))
+  assert found.shape == (3, 2)
