@@ -95,11 +95,11 @@ def done(tmp_path_factory):
     "goals.window": 3,
     "goals.behaviours": 32,
     "goals.users": 32,
-    "rl_train.steps": 100,
+    "rl_train.steps": 150,
     "rl_train.warmup_steps": 10,
     "rl_train.batch_size": 32,
-    "rl_train.eval_every": 100,
-    "rl_train.learning_rate": 1e-2,
+    "rl_train.eval_every": 150,
+    "rl_train.learning_rate": 6e-3,
   }
   config = toys.frozen(mocdt.get_config(""), changes)
   folder = tmp_path_factory.mktemp("mocdt")
