@@ -17,6 +17,7 @@ from launch import errors
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import figures
 from rerank_rl.training import goals, session
+from rerank_rl.training.session import SessionRun
 from rerank_rl.training.stages import relabel
 
 _FIGURE = flags.DEFINE_string("figure", "", "Where a PNG goes.")
@@ -25,36 +26,47 @@ _SIDE = 5
 _FIXED = 40  # Behaviours of the figure, drawn anew.
 
 
-def main(argv: list[str]) -> None:
-  """Prints the tables."""
-  del argv
-  setting = runs.sessions()
-  if relabel.STAGE not in setting.config.stages:
-    raise ConfigError("--workdir is not a run of configs/mocdt.py.")
+def played(
+  setting: SessionRun, users: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """(asked f32[25, 2], whose users -> achieved f32[25, 2])."""
   params = setting.params[setting.config.name]
   asked = goals.grid(np.asarray(params["region"]), _SIDE)
   places = {"as in training": setting.environment("train")}
   if setting.judges:
     places["as b says"] = session.visitors(setting, "b")
-  act, rows, drawn = relabel.act_of(setting), [], {}
-  for place, environment in places.items():
-    reached = goals.measure(
-      setting, "test", act, params, asked, _USERS.value, environment
-    )
-    drawn.setdefault("achieved", reached)
+  act = relabel.act_of(setting)
+  return asked, {
+    place: goals.measure(setting, "test", act, params, asked, users, users_of)
+    for place, users_of in places.items()
+  }
+
+
+def drawn(setting: SessionRun, asked: np.ndarray, achieved: np.ndarray):
+  """The figure, PNG, beside behaviours that learning has not met."""
+  own = goals.behaviours(setting.key("fixed"), _FIXED)
+  here = setting.environment("train")
+  fixed = relabel.achieved(setting, "test", own, environment=here)
+  return figures.control(asked, achieved, fixed, goals.OBJECTIVES)
+
+
+def main(argv: list[str]) -> None:
+  """Prints the table."""
+  del argv
+  setting = runs.sessions()
+  if relabel.STAGE not in setting.config.stages:
+    raise ConfigError("--workdir is not a run of configs/mocdt.py.")
+  asked, achieved = played(setting, _USERS.value)
+  rows = []
+  for place, reached in achieved.items():
     found = goals.control(asked, reached)
-    for i, name in enumerate(goals.OBJECTIVES):
-      low, high = asked[:, i].min(), asked[:, i].max()
-      figures_of = (low, high, found.slope[i], found.error[i])
-      rows.append((place, name, *(f"{value:.3f}" for value in figures_of)))
+    columns = asked.min(0), asked.max(0), found.slope, found.error
+    for name, *values in zip(goals.OBJECTIVES, *columns, strict=True):
+      rows.append((place, name, *(f"{value:.3f}" for value in values)))
   columns = ("users", "objective", "asked from", "to", "slope", "error / range")
   common.show("Asked and achieved, 5 x 5 goals", columns, rows)
   if _FIGURE.value:
-    own = goals.behaviours(setting.key("fixed"), _FIXED)
-    fixed = relabel.achieved(
-      setting, "test", own, environment=places["as in training"]
-    )
-    image = figures.control(asked, drawn["achieved"], fixed, goals.OBJECTIVES)
+    image = drawn(setting, asked, next(iter(achieved.values())))
     pathlib.Path(_FIGURE.value).write_bytes(image)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import control
 from configs import mocdt
 from rerank_rl.config import ConfigError
 from rerank_rl.decoding import sample
@@ -115,12 +116,10 @@ def test_behaviours_that_lean_to_the_ranker_achieve_more(done):
 
 def test_the_policy_does_as_it_is_asked(done):
   """Diversity, after some seconds of learning: more where more is asked."""
-  params = done.params["mocdt"]
-  asked = goals.grid(np.asarray(params["region"]), 3)
-  act = relabel.act_of(done)
-  reached = goals.measure(done, "test", act, params, asked, 40)
-  found = goals.control(asked, reached)
-  assert found.slope[1] >= 0.15
+  asked, achieved = control.played(done, 20)
+  reached = achieved["as in training"]
+  assert goals.control(asked, reached).slope[1] >= 0.15
+  assert control.drawn(done, asked, reached).startswith(b"\x89PNG")
 
 
 def test_heads_that_read_no_goal_are_refused():
