@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.spatial
 
+from rerank_rl.config import ConfigError
 from rerank_rl.data import schema
 from rerank_rl.evaluation import ranking
 from rerank_rl.simulation import session as simulation
@@ -166,8 +167,18 @@ def grid(region: np.ndarray, side: int) -> np.ndarray:
   Args:
     region: f32[P, 2], achieved by behaviours.
     side: goals along each objective.
+
+  Raises:
+    ConfigError: one objective hangs on the other, or on nothing.
   """
-  hull = scipy.spatial.Delaunay(region)
+  try:
+    hull = scipy.spatial.Delaunay(region)
+  except (scipy.spatial.QhullError, ValueError):
+    raise ConfigError(
+      f"what {len(region)} behaviours achieve ({' and '.join(OBJECTIVES)}) "
+      "spans no area in which goals could lie: use slates of two items or "
+      "more, longer lists of candidates, or raise config.goals.users."
+    ) from None
   levels = np.quantile(region, np.linspace(0.02, 0.98, 25), axis=0)
   low, high = np.triu_indices(len(levels), 1)
   corner = lambda x, y: hull.find_simplex(np.stack([x, y], axis=-1)) >= 0

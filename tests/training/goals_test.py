@@ -58,6 +58,13 @@ def test_the_grid_lies_within_what_was_achieved():
   np.testing.assert_allclose(steps, steps[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("second", [1.0, np.nan])
+def test_no_grid_lies_on_a_line(second):
+  region = np.stack([np.arange(9.0), np.full(9, second)], axis=1)
+  with pytest.raises(ConfigError, match="spans no area"):
+    goals.grid(region, 5)
+
+
 def test_control_tells_who_listens():
   asked = goals.grid(np.random.default_rng(1).normal(size=(300, 2)), 5)
   perfect = goals.control(asked, asked)
