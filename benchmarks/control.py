@@ -21,7 +21,7 @@ from rerank_rl.training.session import SessionRun
 from rerank_rl.training.stages import relabel
 
 _FIGURE = flags.DEFINE_string("figure", "", "Where a PNG goes.")
-_USERS = flags.DEFINE_integer("users", 1000, "Of the test split.")
+_PEOPLE = flags.DEFINE_integer("people", 1000, "Of the test split, a goal.")
 _SIDE = 5
 _FIXED = 40  # Behaviours of the figure, drawn anew.
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
   setting = runs.sessions()
   if relabel.STAGE not in setting.config.stages:
     raise ConfigError("--workdir is not a run of configs/mocdt.py.")
-  asked, achieved = played(setting, _USERS.value)
+  asked, achieved = played(setting, _PEOPLE.value)
   rows = []
   for place, reached in achieved.items():
     found = goals.control(asked, reached)
