@@ -11,6 +11,7 @@ from rerank_rl import config as config_lib
 from rerank_rl.config import PolicyConfig
 from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
+from rerank_rl.simulation import session
 from rerank_rl.types import PAD, Catalogue, Outcome, Request
 
 HEADS = ("global", "pointer", "local_index", "hpn", "hpn_expected")
@@ -108,3 +109,21 @@ def value(prompt, state, level, slot):
   keys = jnp.sin(3 * prompt.keys[:, level]).sum(-1)
   place = state.sum(-1) + slot
   return jnp.cos(keys[:, None] + place[..., None])
+
+
+def counting():
+  """A user is a number that grows by one a turn; he leaves at his limit."""
+
+  def request(state):
+    count, _ = state
+    one = jnp.zeros((1,))
+    return Request(count[None], one, one, one, jnp.int32(1))
+
+  def react(state, slate, key):
+    del slate, key
+    count, limit = state
+    return (count + 1, limit), (count + 1)[None], count + 1 >= limit
+
+  return session.Environment(
+    session.as_is, lambda start, key: (jnp.float32(0), start), request, react
+  )

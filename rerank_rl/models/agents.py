@@ -63,13 +63,8 @@ class Head(nn.Module):
     return self.unit * out[..., 0]
 
 
-class ItemValues(nn.Module):
-  """What showing an item is worth, for DQN; and V(s).
-
-    Q(s, i) = MLP(s, i, s * i) + unit w r_i
-
-  r is the ranker's score and w is learnt from 0. A slate is worth the mean of
-  its items.
+class StateValue(nn.Module):
+  """V(s) of a user, and what critics share.
 
   Attributes:
     config: widths.
@@ -83,10 +78,28 @@ class ItemValues(nn.Module):
 
   def setup(self):
     c = self.config
-    dtype = jnp.dtype(c.dtype)
     self.reading = Reading(c, self.sizes)
+    self.whole = Head(c.dim, self.unit, jnp.dtype(c.dtype))
+
+  def state(self, catalogue, request):
+    """V(s) f32[B]."""
+    return self.whole(self.reading.user(catalogue, request))
+
+
+class ItemValues(StateValue):
+  """What showing an item is worth, for DQN; and V(s).
+
+    Q(s, i) = MLP(s, i, s * i) + unit w r_i
+
+  r is the ranker's score and w is learnt from 0. A slate is worth the mean of
+  its items.
+  """
+
+  def setup(self):
+    super().setup()
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
     self.one = Head(c.dim, self.unit, dtype)
-    self.whole = Head(c.dim, self.unit, dtype)
     self.prior = self.param("prior", nn.initializers.zeros, (), dtype)
 
   def __call__(self, catalogue, request):
@@ -96,10 +109,6 @@ class ItemValues(nn.Module):
     user = jnp.broadcast_to(user, items.shape)
     own = self.one(jnp.concatenate([user, items, user * items], axis=-1))
     return own + self.unit * self.prior * request.scores
-
-  def state(self, catalogue, request):
-    """V(s) f32[B]."""
-    return self.whole(self.reading.user(catalogue, request))
 
   def initialise(self, catalogue, request):
     """Touches every parameter; only for `init`."""
@@ -156,35 +165,20 @@ class PointActor(nn.Module):
     self.vectors(catalogue, request)
 
 
-class PointCritic(nn.Module):
-  """Q(s, z) of a user and a point; V(s); and the point that a slate stands for.
-
-  Attributes:
-    config: widths.
-    sizes: the data's.
-    unit: what values are multiples of.
-  """
-
-  config: PolicyConfig
-  sizes: Sizes
-  unit: float
+class PointCritic(StateValue):
+  """Q(s, z) of a user and a point; V(s); and a point for each slate."""
 
   def setup(self):
+    super().setup()
     c = self.config
     dtype = jnp.dtype(c.dtype)
-    self.reading = Reading(c, self.sizes)
     self.pair = Head(c.dim, self.unit, dtype)
-    self.whole = Head(c.dim, self.unit, dtype)
     self.back = nn.Dense(POINT, dtype=dtype, param_dtype=dtype)
 
   def __call__(self, catalogue, request, point):
     """Q(s, z) f32[B] of points f32[B, D]."""
     user = self.reading.user(catalogue, request)
     return self.pair(jnp.concatenate([user, point.astype(user.dtype)], -1))
-
-  def state(self, catalogue, request):
-    """V(s) f32[B]."""
-    return self.whole(self.reading.user(catalogue, request))
 
   def pooled(self, catalogue, request, slate):
     """The point f32[B, D] that a slate i32[B, K] stands for (HAC).

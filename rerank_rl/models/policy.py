@@ -64,6 +64,11 @@ HEADS = {
   "hpn_expected": ExpectedPolicy,
 }
 
+# Those that read a request's goal.
+GOAL_HEADS = tuple(
+  name for name, kind in HEADS.items() if issubclass(kind, SlateTransformer)
+)
+
 
 def check(config: PolicyConfig) -> None:
   """Refuses what no policy can be.

@@ -109,6 +109,13 @@ def assign(logits: Array, request: Request, slots: int) -> Array:
   return jnp.stack(slate, axis=1)
 
 
+def directions(features: Array, request: Request) -> Array:
+  """The candidates' features f32[M, F] at length 1: f32[B, N, F]."""
+  own = features[jnp.maximum(request.candidates, 0)]
+  length = jnp.linalg.norm(own, axis=-1, keepdims=True)
+  return own / jnp.maximum(length, 1e-6)
+
+
 def mmr(
   relevance: Array, features: Array, request: Request, slots: int, trade: float
 ) -> Array:
@@ -132,8 +139,7 @@ def mmr(
   low = jnp.where(real, relevance, jnp.inf).min(1, keepdims=True)
   high = jnp.where(real, relevance, -jnp.inf).max(1, keepdims=True)
   relevance = (relevance - low) / jnp.maximum(high - low, 1e-6)
-  unit = features[jnp.maximum(request.candidates, 0)]
-  unit /= jnp.maximum(jnp.linalg.norm(unit, axis=-1, keepdims=True), 1e-6)
+  unit = directions(features, request)
   used, near, slate = ~real, jnp.zeros_like(relevance), []
   for k in range(slots):
     score = trade * relevance - (1 - trade) * near

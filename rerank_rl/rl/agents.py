@@ -205,6 +205,34 @@ class _Points(NamedTuple):
     return self.config.clicks * error - worth / self.critic.unit
 
 
+class _HyperPoints(_Points):
+  """Points whose slates are valued, too (HAC)."""
+
+  def pooled(self, params, catalogue, request, move):
+    own = {"params": params["critic"]}
+    return self.critic.apply(
+      own, catalogue, request, move.slate, method="pooled"
+    )
+
+  def quality(self, params, catalogue, request, move):
+    points = move.point, self.pooled(params, catalogue, request, move)
+    of = functools.partial(self.of_point, params, catalogue, request)
+    return jnp.stack([of(point) for point in points], axis=-1)
+
+  def improve(self, params, catalogue, transition):
+    move = transition.move
+    point = self.pooled(params, catalogue, transition.request, move)
+    apart = ((point - move.point) ** 2).mean(-1)
+    return super().improve(params, catalogue, transition) + apart
+
+
+def _agent(kind, policy, sizes, unit, config) -> Agent:
+  """The functions of _Points, or of a kind of them."""
+  actor, critic = PointActor(policy, sizes), PointCritic(policy, sizes, unit)
+  parts = kind(actor, critic, config)
+  return Agent(**{name: getattr(parts, name) for name in Agent._fields})
+
+
 def ddpg(
   policy: PolicyConfig, sizes: Sizes, unit: float, config: ReplayConfig
 ) -> Agent:
@@ -222,9 +250,7 @@ def ddpg(
     unit: what values are multiples of.
     config: the numbers of exploring.
   """
-  actor, critic = PointActor(policy, sizes), PointCritic(policy, sizes, unit)
-  parts = _Points(actor, critic, config)
-  return Agent(**{name: getattr(parts, name) for name in Agent._fields})
+  return _agent(_Points, policy, sizes, unit, config)
 
 
 def hac(
@@ -242,26 +268,7 @@ def hac(
     unit: what values are multiples of.
     config: the numbers of exploring.
   """
-  actor, critic = PointActor(policy, sizes), PointCritic(policy, sizes, unit)
-  parts = _Points(actor, critic, config)
-
-  def pooled(params, catalogue, request, move):
-    own = {"params": params["critic"]}
-    return critic.apply(own, catalogue, request, move.slate, method="pooled")
-
-  def quality(params, catalogue, request, move):
-    points = move.point, pooled(params, catalogue, request, move)
-    of = functools.partial(parts.of_point, params, catalogue, request)
-    return jnp.stack([of(point) for point in points], axis=-1)
-
-  def improve(params, catalogue, transition):
-    move = transition.move
-    point = pooled(params, catalogue, transition.request, move)
-    apart = ((point - move.point) ** 2).mean(-1)
-    return parts.improve(params, catalogue, transition) + apart
-
-  ddpgs = ddpg(policy, sizes, unit, config)
-  return ddpgs._replace(quality=quality, improve=improve)
+  return _agent(_HyperPoints, policy, sizes, unit, config)
 
 
 AGENTS = {"dqn": dqn, "ddpg": ddpg, "hac": hac}

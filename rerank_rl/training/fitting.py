@@ -10,7 +10,7 @@ from rerank_rl.config import TrainConfig
 from rerank_rl.data import pipeline
 from rerank_rl.training import loop
 from rerank_rl.training.checkpoint import load_artifact
-from rerank_rl.training.setting import AnyRun, Run, keep
+from rerank_rl.training.setting import AnyRun, Run, keep, ready
 from rerank_rl.training.state import TrainState
 
 
@@ -50,6 +50,27 @@ def fit(
     mesh=setting.mesh,
   )
   keep(setting, stage, part(out.best_params), history=out.history)
+
+
+def run(
+  setting: AnyRun, stage: str, fit: Callable[[AnyRun], None], *parts: Any
+) -> AnyRun:
+  """Learns, resumes or reloads a stage that hangs on all before it.
+
+  Args:
+    setting: the run's.
+    stage: whose artifact it is.
+    fit: leaves the artifact where it is missing.
+    *parts: of the configuration, what else the artifact depends on.
+
+  Returns:
+    The setting with `params[config.name]`.
+  """
+  before = {k: own for k, own in setting.identity.items() if k != stage}
+  setting = setting.identified(stage, before, *parts)
+  if not ready(setting, stage):
+    fit(setting)
+  return learned(setting, stage, setting.config.name)
 
 
 def learned(setting: AnyRun, stage: str, name: str) -> AnyRun:

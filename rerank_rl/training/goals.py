@@ -17,6 +17,7 @@ import scipy.spatial
 from rerank_rl.config import ConfigError
 from rerank_rl.data import schema
 from rerank_rl.evaluation import ranking
+from rerank_rl.models import rerankers
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training.session import SessionRun
 from rerank_rl.training.setting import CHUNK, by_chunks, local
@@ -73,8 +74,7 @@ def behave(slots: int, features, own: Behaviour, request, key):
   real = request.candidates != PAD
   spread = jnp.maximum(request.scores.std(1, keepdims=True), 1e-6)
   relevance = own.lean[:, None] * request.scores / spread
-  unit = features[jnp.maximum(request.candidates, 0)]
-  unit /= jnp.maximum(jnp.linalg.norm(unit, axis=-1, keepdims=True), 1e-6)
+  unit = rerankers.directions(features, request)
 
   def place(carry, xs):
     free, total = carry

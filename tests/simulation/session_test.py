@@ -6,27 +6,10 @@ import numpy as np
 
 from rerank_rl.config import SessionConfig, WorldConfig
 from rerank_rl.simulation import session, users
-from rerank_rl.types import PAD, Request
+from rerank_rl.types import PAD
 from rerank_rl.world import utility
 from rerank_rl.world import world as world_lib
-
-
-def _counting():
-  """A user is a number that grows by one a turn; he leaves at his limit."""
-
-  def request(state):
-    count, _ = state
-    one = jnp.zeros((1,))
-    return Request(count[None], one, one, one, jnp.int32(1))
-
-  def react(state, slate, key):
-    del slate, key
-    count, limit = state
-    return (count + 1, limit), (count + 1)[None], count + 1 >= limit
-
-  return session.Environment(
-    session.as_is, lambda start, key: (jnp.float32(0), start), request, react
-  )
+from tests import toys
 
 
 def _act(request, key):
@@ -36,7 +19,7 @@ def _act(request, key):
 
 def test_leavers_begin_anew_and_keep_their_own_last_state():
   limits = jnp.array([2.0, 3.0, 99.0])
-  play = jax.jit(lambda k: session.play(_counting(), _act, limits, k, 5))
+  play = jax.jit(lambda k: session.play(toys.counting(), _act, limits, k, 5))
   out = play(jax.random.key(0))
   now, after = out.request.user[..., 0], out.after.user[..., 0]
   np.testing.assert_array_equal(now[:, 0], [0, 1, 0, 1, 0])

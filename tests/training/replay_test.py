@@ -13,7 +13,6 @@ from configs import dqn
 from rerank_rl.config import ConfigError, ReplayConfig
 from rerank_rl.rl import agents, replay
 from rerank_rl.rl.replay import Transition
-from rerank_rl.simulation import session as simulation
 from rerank_rl.training import mesh, session_pipeline
 from rerank_rl.training import state as states
 from rerank_rl.training.stages import replay as stage
@@ -33,24 +32,6 @@ def _config(variant, changes):
   return toys.frozen(dqn.get_config(variant), changes)
 
 
-def _counting():
-  """A user is a number that grows by one a turn; he leaves at his limit."""
-
-  def request(state):
-    count, _ = state
-    one = jnp.zeros((1,))
-    return Request(count[None], one, one, one, jnp.int32(1))
-
-  def react(state, slate, key):
-    del slate, key
-    count, limit = state
-    return (count + 1, limit), (count + 1)[None], count + 1 >= limit
-
-  return simulation.Environment(
-    simulation.as_is, lambda start, key: (jnp.float32(0), start), request, react
-  )
-
-
 def _move(params, catalogue, request, key):
   del params, catalogue, key
   rows = request.user.shape[0]
@@ -63,7 +44,7 @@ def test_what_is_kept_after_a_leaver_is_his_own():
   limits = jnp.array([2.0, 3.0, 99.0])
   idle = agents.Agent(*[_move] * len(agents.Agent._fields))
   method = stage.Method(idle, None, "td", 0.9, 7, None, 0.0)
-  play = lambda key: stage.play(method, (), (), _counting(), limits, key)
+  play = lambda key: stage.play(method, (), (), toys.counting(), limits, key)
   seen = jax.jit(play)(jax.random.key(0))
   before, after = seen.request.user[:, 0], seen.after.user[:, 0]
   assert seen.left.sum() == 3 + 2

@@ -16,18 +16,16 @@ import numpy as np
 
 from rerank_rl.config import Config, check_choice
 from rerank_rl.decoding import sample
-from rerank_rl.models.policy import Policy
+from rerank_rl.models.policy import GOAL_HEADS, Policy
 from rerank_rl.rl import learner, objectives
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training import fitting, goals
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.session import SessionRun
-from rerank_rl.training.setting import ready
 from rerank_rl.types import Array
 
 STAGE = "relabel"
-HEADS = ("global", "pointer", "local_index")  # They read a goal.
 _SIDE, _WATCHED = 3, 200  # Goals, and users a goal, that selection asks.
 _CELLS = 6  # Of a histogram of goals, along each objective.
 # How far past the behaviours' goals the policy is tried, and on how many users
@@ -37,7 +35,7 @@ _BEYOND, _TRIED = 1.5, 64
 
 def check(config: Config) -> None:
   """Raises ConfigError: a head that reads no goal, numbers out of range."""
-  check_choice(config.policy.head, HEADS, "config.policy.head")
+  check_choice(config.policy.head, GOAL_HEADS, "config.policy.head")
   states.check(config.rl_train, "config.rl_train")
 
 
@@ -135,13 +133,15 @@ def run(setting: SessionRun) -> SessionRun:
   """
   config = setting.config
   check(config)
-  before = {k: own for k, own in setting.identity.items() if k != STAGE}
-  setting = setting.identified(
-    STAGE, before, config.policy, config.goals, config.rl_train, config.session
+  return fitting.run(
+    setting,
+    STAGE,
+    _fit,
+    config.policy,
+    config.goals,
+    config.rl_train,
+    config.session,
   )
-  if not ready(setting, STAGE):
-    _fit(setting)
-  return fitting.learned(setting, STAGE, config.name)
 
 
 def _fit(setting: SessionRun) -> None:

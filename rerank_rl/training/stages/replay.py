@@ -18,7 +18,6 @@ from rerank_rl.training import fitting
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.session import SessionRun
-from rerank_rl.training.setting import ready
 from rerank_rl.types import Array
 
 STAGE = "replay"
@@ -194,19 +193,15 @@ def run(setting: SessionRun) -> SessionRun:
   """
   config = setting.config
   check(config)
-  # Users who were learnt are among it.
-  before = {k: own for k, own in setting.identity.items() if k != STAGE}
-  setting = setting.identified(
+  return fitting.run(
+    setting,
     STAGE,
-    before,
+    _fit,
     config.policy,
     config.replay,
     config.rl_train,
     config.session,
   )
-  if not ready(setting, STAGE):
-    _fit(setting)
-  return fitting.learned(setting, STAGE, config.name)
 
 
 def agent_of(setting: SessionRun) -> Agent:
