@@ -186,7 +186,8 @@ class NextItemConfig:
   """The trunk that reads sequences of items (protocol next_item)."""
 
   history: int = _within(20, 1)
-  dropout: float = _within(0.2, 0, 0.9)
+  dropout: float = _within(0.1, 0, 0.9)  # Within the blocks.
+  item_dropout: float = _within(0.3, 0, 0.9)  # Of the items that are read.
   own_dim: int = _within(16, 1)  # Of what a prefix adds to its codes.
 
 
@@ -259,7 +260,7 @@ class Config:
   distill_train: TrainConfig = TrainConfig(steps=400, eval_every=200)
   critic: CriticConfig = CriticConfig()
   critic_train: TrainConfig = TrainConfig(
-    steps=500, batch_size=32, learning_rate=4e-3, eval_every=250
+    steps=1000, batch_size=32, learning_rate=4e-3, eval_every=250
   )
   rl: RLConfig = RLConfig()
   # A short average: one of 100 steps would lag behind a run of 200.

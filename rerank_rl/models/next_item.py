@@ -93,7 +93,7 @@ class NextItem(nn.Module):
   def setup(self):
     c, sizes = self.config, self.sizes
     dtype = jnp.dtype(c.dtype)
-    table = nn.initializers.normal(c.dim**-0.5)
+    table = nn.initializers.normal(0.02)  # Larger, rare items stay noise.
     param = lambda name, *shape: self.param(name, table, shape, dtype)
     dense = functools.partial(nn.Dense, dtype=dtype, param_dtype=dtype)
     each = range(sizes.levels)
@@ -105,8 +105,10 @@ class NextItem(nn.Module):
     lecun = nn.initializers.lecun_normal()
     self.widen = self.param("widen", lecun, (short, c.dim), dtype)
     self.drop = nn.Dropout(self.task.dropout)
+    self.drop_item = nn.Dropout(self.task.item_dropout)
     self.body = Transformer(c.dim, c.layers, c.heads, dtype, self.task.dropout)
     norm = functools.partial(nn.LayerNorm, dtype=dtype, param_dtype=dtype)
+    self.norm_item = norm()
     self.norms = [norm(name=f"norm_{level}") for level in each]
     self.ups = [dense(2 * c.dim, name=f"up_{level}") for level in each[:-1]]
     self.downs = [dense(c.dim, name=f"down_{level}") for level in each[:-1]]
@@ -115,9 +117,6 @@ class NextItem(nn.Module):
     self.query = self.param("query", square, shape, dtype)
     self.bias = self.param("bias", zeros, (sizes.levels, sizes.codes), dtype)
 
-  def _dropped(self, x):
-    return self.drop(x, deterministic=not self.has_rng("dropout"))
-
   def encode(self, nodes, item, place):
     """States f32[B, H, d]; see `NextItemPolicy`."""
     real = place >= 0
@@ -125,14 +124,14 @@ class NextItem(nn.Module):
     code = nodes.code[path]
     x = self.sid[jnp.arange(self.sizes.levels), code].sum(-2)
     x = x + self.own[path].sum(-2) @ self.widen
-    x = x + self.past[jnp.maximum(place, 0)]
+    x = self.norm_item(x + self.past[jnp.maximum(place, 0)])
     x = jnp.where(real[..., None], x, 0)
     sequence = jnp.cumsum(place == 0, axis=1)
     order = jnp.arange(item.shape[1])
     mask = sequence[:, :, None] == sequence[:, None]
     mask &= (order[None] <= order[:, None])[None] & real[:, None]
-    states, _ = self.body.encode(self._dropped(x), mask)
-    return self._dropped(states)
+    x = self.drop_item(x, deterministic=not self.has_rng("dropout"))
+    return self.body.encode(x, mask)[0]
 
   def step(self, nodes, state, node, level):
     """The state after a token f32[..., d]."""
@@ -140,7 +139,8 @@ class NextItem(nn.Module):
     fed = self.sid[level, nodes.code[safe]] + self.own[safe] @ self.widen
     x = state + jnp.where((node >= 0)[..., None], fed, 0)
     hidden = nn.gelu(self.ups[level](self.norms[level](x)))
-    return x + self._dropped(self.downs[level](hidden))
+    new = self.downs[level](hidden)
+    return x + self.drop(new, deterministic=not self.has_rng("dropout"))
 
   def logits(self, nodes, state, child, level):
     """Logits f32[..., F]; output embeddings are tied to the input's.

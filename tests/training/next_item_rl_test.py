@@ -32,7 +32,7 @@ ITEMS = 14
 TREE = catalogue.build(toys.catalogue(items=ITEMS).sids)
 POLICY = next_item.make_policy(
   PolicyConfig(dim=8, layers=1),
-  NextItemConfig(history=2, dropout=0.0),
+  NextItemConfig(history=2, dropout=0.0, item_dropout=0.0),
   next_item.Sizes(TREE.code.size, 3, 3),
 )
 LIKED = jax.nn.softmax(2 * jax.random.normal(jax.random.key(7), (ITEMS,)))

@@ -28,6 +28,7 @@ TINY = {
   "policy.layers": 1,
   "next_item.history": 6,
   "next_item.dropout": 0.0,
+  "next_item.item_dropout": 0.0,
   "sft.steps": 60,
   "sft.batch_size": 16,
   "sft.warmup_steps": 5,
