@@ -23,6 +23,7 @@ def fit(
   config: TrainConfig,
   watch: tuple[Callable, tuple[str, bool]],
   part: Callable[[Any], Any] = lambda params: params,
+  since: int = 0,
 ) -> None:
   """Fits what a stage is for, selected on validation, and keeps it.
 
@@ -35,6 +36,7 @@ def fit(
     config: the stage's numbers.
     watch: (evaluate, select), see `loop.fit`.
     part: of the best parameters, what is kept.
+    since: see `loop.fit`.
   """
   evaluate, select = watch
   out = loop.fit(
@@ -47,6 +49,7 @@ def fit(
     title=stage,
     evaluate=evaluate,
     select=select,
+    since=since,
     mesh=setting.mesh,
   )
   keep(setting, stage, part(out.best_params), history=out.history)

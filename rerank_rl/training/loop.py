@@ -104,8 +104,9 @@ class _Preemption:
 class _Selection:
   """Keeps the best parameters; `select` = (metric, maximise) or None."""
 
-  def __init__(self, select, title):
+  def __init__(self, select, since, title):
     self._select = select
+    self._since = since
     self._title = title
 
   def better(self, values: Mapping[str, float], progress: _Progress) -> bool:
@@ -118,6 +119,8 @@ class _Selection:
         f"{self._title} selects by {name!r}, which its evaluation does not "
         f"return; choose from {', '.join(sorted(values))}."
       )
+    if progress.step < self._since:
+      return False
     value = values[name]
     best = progress.best
     if best is None:
@@ -132,14 +135,14 @@ class _Selection:
 class _Fit:
   """One call of `fit`."""
 
-  def __init__(self, state, mesh, config, folder, title, select, writer):
+  def __init__(self, state, mesh, config, folder, title, select, since, writer):
     self.state = state
     self.best = None if select is None else state_lib.copy(state.ema)
     self.mesh = mesh
     self.config = config
     self.title = title
     self.writer = writer
-    self.selection = _Selection(select, title)
+    self.selection = _Selection(select, since, title)
     self.progress = _Progress(config_lib.fingerprint(config))
     self.checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
     self._pending = None
@@ -284,6 +287,7 @@ def fit(
   title: str,
   evaluate: Callable[[Any], Mapping[str, float]] | None = None,
   select: tuple[str, bool] | None = None,
+  since: int = 0,
   writer: metrics_lib.Writer | None = None,
   mesh: jax.sharding.Mesh | None = None,
   rules: mesh_lib.Rules = (),
@@ -307,6 +311,8 @@ def fit(
       at step 0, every `eval_every` steps and at the end.
     select: (figure, whether more is better): picks `best_params`, and stops
       after `patience` evaluations without gain. None = the last parameters.
+    since: the first step that may be picked; 1 where the initial parameters
+      know nothing and a lucky draw of them is not to be kept.
     writer: where figures go; None = `folder`.
     mesh: the devices; None = all.
     rules: where parameters live, see `mesh.shardings`; default replicated.
@@ -330,7 +336,7 @@ def fit(
     if writer is None:
       writer = metrics_lib.Writer(folder)
       stack.callback(writer.close)
-    run = _Fit(state, mesh, config, folder, title, select, writer)
+    run = _Fit(state, mesh, config, folder, title, select, since, writer)
     del state
     stack.callback(run.checkpoints.close)
     if not run.resume(batches) and evaluate is not None:

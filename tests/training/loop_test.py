@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -136,6 +137,19 @@ def test_selection_and_patience(tmp_path):
   assert [h["step"] for h in result.history] == [0, 4, 8, 12, 16]
   chex.assert_trees_all_equal(result.best_params, seen[2])
   chex.assert_trees_all_equal(toy.fit(tmp_path, **again).best_params, seen[2])
+
+
+def test_what_knows_nothing_is_not_selected(tmp_path):
+  figures, seen = itertools.chain([9.0, 1.0, 3.0], itertools.repeat(2.0)), []
+
+  def evaluate(params):
+    seen.append(jax.tree.map(np.asarray, params))
+    return {"gain": next(figures)}
+
+  change = dict(evaluate=evaluate, select=("gain", True), since=1)
+  result = toy.fit(tmp_path, **change)
+  assert result.history[0]["gain"] == 9
+  chex.assert_trees_all_equal(result.best_params, seen[2])
 
 
 def test_without_selection_the_last_average_wins(tmp_path):

@@ -246,7 +246,9 @@ def _fit(setting: SessionRun) -> None:
   )
   batches = fitting.local_batches(setting, train.batch_size, STAGE)
   state = begin(setting, method, environment, params)
-  fitting.fit(setting, STAGE, state, own, batches, train, watch(setting))
+  fitting.fit(
+    setting, STAGE, state, own, batches, train, watch(setting), since=1
+  )
 
 
 def begin(setting, method: Method, environment, params) -> ReplayState:

@@ -326,7 +326,9 @@ def _fit(setting: SessionRun) -> None:
   )
   batches = fitting.local_batches(setting, train.batch_size, STAGE)
   state = states.create(params, tx)
-  fitting.fit(setting, STAGE, state, own, batches, train, watch(setting))
+  fitting.fit(
+    setting, STAGE, state, own, batches, train, watch(setting), since=1
+  )
 
 
 def init(setting: SessionRun):
