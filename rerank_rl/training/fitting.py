@@ -56,34 +56,38 @@ def fit(
 
 
 def run(
-  setting: AnyRun, stage: str, fit: Callable[[AnyRun], None], *parts: Any
+  setting: AnyRun,
+  stage: str,
+  name: str,
+  fit: Callable[[AnyRun], None],
+  *parts: Any,
 ) -> AnyRun:
-  """Learns, resumes or reloads a stage that hangs on all before it.
+  """Learns, resumes or reloads what a stage is for.
 
   Args:
     setting: the run's.
     stage: whose artifact it is.
+    name: of the system that it learns.
     fit: leaves the artifact where it is missing.
-    *parts: of the configuration, what else the artifact depends on.
+    *parts: what the artifact depends on, see `Run.identified`.
 
   Returns:
-    The setting with `params[config.name]`.
+    The setting with `params[name]`.
   """
-  before = {k: own for k, own in setting.identity.items() if k != stage}
-  setting = setting.identified(stage, before, *parts)
+  setting = setting.identified(stage, *parts)
   if not ready(setting, stage):
     fit(setting)
-  return learned(setting, stage, setting.config.name)
-
-
-def learned(setting: AnyRun, stage: str, name: str) -> AnyRun:
-  """The setting with what a stage has kept as `params[name]`."""
   params, meta = load_artifact(setting.folder(stage))
   return dataclasses.replace(
     setting,
     params={**setting.params, name: params},
     history={**setting.history, stage: meta["history"]},
   )
+
+
+def before(setting: Run, stage: str) -> dict:
+  """The identities of all stages but this one: those that came before."""
+  return {k: own for k, own in setting.identity.items() if k != stage}
 
 
 def local_batches(setting: Run, batch_size: int, stage: str):

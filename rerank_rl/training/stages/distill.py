@@ -18,12 +18,7 @@ from rerank_rl.models.policy import Policy
 from rerank_rl.rl import learner, objectives
 from rerank_rl.training import fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.setting import (
-  Setting,
-  greedy_ranker,
-  ready,
-  selection,
-)
+from rerank_rl.training.setting import Setting, greedy_ranker, selection
 from rerank_rl.training.stages.sft import fresh
 from rerank_rl.types import Array, Impression
 
@@ -146,8 +141,11 @@ def run(setting: Setting) -> Setting:
   """
   config = setting.config
   check(config)
-  setting = setting.identified(
+  return fitting.run(
+    setting,
     STAGE,
+    config.name,
+    _fit,
     setting.identity["tokenizer"],
     setting.identity["mine"],
     setting.identity.get("sft", ""),
@@ -156,9 +154,6 @@ def run(setting: Setting) -> Setting:
     config.distill_train,
     config.protocol,
   )
-  if not ready(setting, STAGE):
-    _fit(setting)
-  return fitting.learned(setting, STAGE, config.name)
 
 
 def _fit(setting: Setting) -> None:

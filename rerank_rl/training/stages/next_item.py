@@ -12,7 +12,6 @@ from rerank_rl.models.next_item import NextItemPolicy
 from rerank_rl.training import fitting
 from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem, selection
-from rerank_rl.training.setting import ready
 from rerank_rl.training.stages.sft import STAGE
 from rerank_rl.types import Array
 
@@ -55,17 +54,17 @@ def run(setting: NextItem) -> NextItem:
     With `params[config.sft_name]`.
   """
   config = setting.config
-  setting = setting.identified(
+  return fitting.run(
+    setting,
     STAGE,
+    config.sft_name,
+    _fit,
     setting.identity["data"],
     setting.identity.get("tokenizer", ""),
     config.policy,
     config.next_item,
     config.sft,
   )
-  if not ready(setting, STAGE):
-    _fit(setting)
-  return fitting.learned(setting, STAGE, config.sft_name)
 
 
 def _fit(setting: NextItem) -> None:

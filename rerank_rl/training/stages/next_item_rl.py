@@ -22,7 +22,6 @@ from rerank_rl.rl import credit, learner, objectives, ranking
 from rerank_rl.training import fitting
 from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem, selection
-from rerank_rl.training.setting import ready
 from rerank_rl.training.stages import next_item as sft
 from rerank_rl.training.stages.rl import STAGE, check_group
 from rerank_rl.types import PAD, Array, Outcome, TokenTree
@@ -203,11 +202,15 @@ def run(setting: NextItem) -> NextItem:
     With `params[config.name]`.
   """
   config = setting.config
-  sft_identity = setting.identity[sft.STAGE]
-  setting = setting.identified(STAGE, sft_identity, config.rl, config.rl_train)
-  if not ready(setting, STAGE):
-    _fit(setting)
-  return fitting.learned(setting, STAGE, config.name)
+  return fitting.run(
+    setting,
+    STAGE,
+    config.name,
+    _fit,
+    setting.identity[sft.STAGE],
+    config.rl,
+    config.rl_train,
+  )
 
 
 def _fit(setting: NextItem) -> None:

@@ -19,7 +19,6 @@ from rerank_rl.training.setting import (
   Setting,
   by_chunks,
   local,
-  ready,
   selection,
 )
 from rerank_rl.types import Array, Impression
@@ -142,8 +141,11 @@ def tuned_trade(setting: Setting, params: Any, rank: Callable) -> float:
 def run(setting: Setting) -> Setting:
   """Learns, resumes or reloads the supervised reranker."""
   config = setting.config
-  setting = setting.identified(
+  return fitting.run(
+    setting,
     STAGE,
+    config.name,
+    _fit,
     setting.identity["tokenizer"],
     setting.identity.get("evaluators", ""),
     config.policy,
@@ -151,9 +153,6 @@ def run(setting: Setting) -> Setting:
     config.sft,
     config.protocol,
   )
-  if not ready(setting, STAGE):
-    _fit(setting)
-  return fitting.learned(setting, STAGE, config.name)
 
 
 def _fit(setting: Setting) -> None:

@@ -136,7 +136,9 @@ def run(setting: SessionRun) -> SessionRun:
   return fitting.run(
     setting,
     STAGE,
+    config.name,
     _fit,
+    fitting.before(setting, STAGE),
     config.policy,
     config.goals,
     config.rl_train,

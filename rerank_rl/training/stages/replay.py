@@ -196,7 +196,9 @@ def run(setting: SessionRun) -> SessionRun:
   return fitting.run(
     setting,
     STAGE,
+    config.name,
     _fit,
+    fitting.before(setting, STAGE),
     config.policy,
     config.replay,
     config.rl_train,

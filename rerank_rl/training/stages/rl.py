@@ -15,12 +15,7 @@ from rerank_rl.models.policy import Policy
 from rerank_rl.rl import credit, learner, objectives, values
 from rerank_rl.training import curiosity, fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.setting import (
-  Setting,
-  greedy_ranker,
-  ready,
-  selection,
-)
+from rerank_rl.training.setting import Setting, greedy_ranker, selection
 
 STAGE = "rl"
 
@@ -315,16 +310,16 @@ def run(setting: Setting) -> Setting:
   """
   config = setting.config
   check(config)
-  setting = setting.identified(
+  return fitting.run(
+    setting,
     STAGE,
+    config.name,
+    _fit,
     setting.identity["sft"],
     config.rl,
     config.rl_train,
     *([setting.identity["critic"]] if reads_values(config.rl) else []),
   )
-  if not ready(setting, STAGE):
-    _fit(setting)
-  return fitting.learned(setting, STAGE, config.name)
 
 
 def _fit(setting: Setting) -> None:

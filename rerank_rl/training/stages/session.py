@@ -291,7 +291,9 @@ def run(setting: SessionRun) -> SessionRun:
   return fitting.run(
     setting,
     STAGE,
+    config.name,
     _fit,
+    fitting.before(setting, STAGE),
     config.policy,
     config.rl,
     config.rl_train,

@@ -14,12 +14,7 @@ from rerank_rl.models.policy import Policy
 from rerank_rl.rl import learner, objectives
 from rerank_rl.training import fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.setting import (
-  Setting,
-  greedy_ranker,
-  ready,
-  selection,
-)
+from rerank_rl.training.setting import Setting, greedy_ranker, selection
 from rerank_rl.types import PAD, Array, Impression
 
 STAGE = "sft"
@@ -151,8 +146,11 @@ def run(setting: Setting) -> Setting:
   """
   config = setting.config
   check(config)
-  setting = setting.identified(
+  return fitting.run(
+    setting,
     STAGE,
+    config.sft_name,
+    _fit,
     setting.identity["tokenizer"],
     setting.identity.get("evaluators", ""),
     config.policy,
@@ -160,9 +158,6 @@ def run(setting: Setting) -> Setting:
     config.sft,
     config.protocol,
   )
-  if not ready(setting, STAGE):
-    _fit(setting)
-  return fitting.learned(setting, STAGE, config.sft_name)
 
 
 def _fit(setting: Setting) -> None:
