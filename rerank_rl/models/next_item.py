@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from rerank_rl.config import NextItemConfig, PolicyConfig
 from rerank_rl.models import policy
+from rerank_rl.models.prefix_lm import CODES
 from rerank_rl.models.transformer import Transformer
 from rerank_rl.types import Array
 
@@ -93,8 +94,7 @@ class NextItem(nn.Module):
   def setup(self):
     c, sizes = self.config, self.sizes
     dtype = jnp.dtype(c.dtype)
-    table = nn.initializers.normal(0.02)  # Larger, rare items stay noise.
-    param = lambda name, *shape: self.param(name, table, shape, dtype)
+    param = lambda name, *shape: self.param(name, CODES, shape, dtype)
     dense = functools.partial(nn.Dense, dtype=dtype, param_dtype=dtype)
     each = range(sizes.levels)
     self.sid = param("sid", sizes.levels, sizes.codes, c.dim)

@@ -22,6 +22,7 @@ from rerank_rl.models.transformer import KeyValue, Transformer
 from rerank_rl.types import Array
 
 RANK = 16  # Dimensions in which the ranker's scores are regressed.
+CODES = nn.initializers.normal(0.02)  # Larger, rare codes stay noise.
 
 
 class Sizes(NamedTuple):
@@ -97,7 +98,8 @@ class SlateTransformer(SemanticTokens, nn.Module):
       nn.Dense, c.dim, dtype=dtype, param_dtype=dtype, use_bias=False
     )
     sizes = self.sizes
-    self.sid = param("sid", sizes.levels, sizes.codes, c.dim)
+    shape = (sizes.levels, sizes.codes, c.dim)
+    self.sid = self.param("sid", CODES, shape, dtype)
     self.slot = param("slot", sizes.slots, c.dim)
     self.level = param("level", sizes.levels, c.dim)
     self.kind = param("kind", 4, c.dim)
