@@ -23,6 +23,7 @@ CHANGES = {
   "world.cold_share": 0.0,
   "policy.dim": 128,
   "policy.heads": 4,
+  "next_item.members": 2,
   "next_item.own_dim": 32,
   "next_item.dropout": 0.15,
   "next_item.item_dropout": 0.5,

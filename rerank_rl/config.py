@@ -189,6 +189,7 @@ class NextItemConfig:
   dropout: float = _within(0.1, 0, 0.9)  # Within the blocks.
   item_dropout: float = _within(0.3, 0, 0.9)  # Of the items that are read.
   own_dim: int = _within(16, 1)  # Of what a prefix adds to its codes.
+  members: int = _within(1, 1)  # Models that learn apart and decide together.
 
 
 @dataclasses.dataclass(frozen=True)

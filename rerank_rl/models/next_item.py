@@ -4,9 +4,11 @@ The trunk reads a history causally, an item a position. An item is the sum of
 its prefixes, the nodes on its path through the catalogue's tree: a node is its
 last code's embedding, which it shares, and a short one of its own. From the
 trunk's state the decoder writes the next item's tokens: a node's embedding and
-an MLP lead from one level's state to the next.
+an MLP lead from one level's state to the next. A policy is several such members
+that vote.
 
-Letters: M items, n nodes, V codes, L levels, H history, F children, d width.
+Letters: E members, M items, n nodes, V codes, L levels, H history, F children,
+d width of a state: all members', side by side.
 """
 
 from collections.abc import Callable
@@ -85,7 +87,7 @@ class NextItemPolicy(NamedTuple):
 
 
 class NextItem(nn.Module):
-  """The module behind a `NextItemPolicy`."""
+  """The module behind a member."""
 
   config: PolicyConfig
   task: NextItemConfig
@@ -167,7 +169,7 @@ class NextItem(nn.Module):
 
 
 @functools.cache
-def make_policy(
+def make_member(
   config: PolicyConfig, task: NextItemConfig, sizes: Sizes
 ) -> NextItemPolicy:
   """Builds the pure functions, jitted; the same arguments give the same ones.
@@ -201,6 +203,54 @@ def make_policy(
 
   return NextItemPolicy(
     sizes.levels,
+    init,
+    jax.jit(encode),
+    jax.jit(step, static_argnums=4),
+    jax.jit(logits, static_argnums=4),
+  )
+
+
+@functools.cache
+def ensemble(member: NextItemPolicy, count: int) -> NextItemPolicy:
+  """The policy of E members that share nothing but the catalogue.
+
+    p(token | prefix) ~ exp(mean_e log p_e(token | prefix))
+
+  over the legal tokens; what one member has learnt of the noise the others
+  outvote. Parameters have a leading axis E.
+  """
+
+  def keys_of(key):
+    return None if key is None else jax.random.split(key, count)
+
+  def joined(states):
+    return jnp.moveaxis(states, 0, -2).reshape(*states.shape[1:-1], -1)
+
+  def apart(state):
+    states = state.reshape(*state.shape[:-1], count, -1)
+    return jnp.moveaxis(states, -2, 0)
+
+  def init(key):
+    return jax.vmap(member.init)(keys_of(key))
+
+  def encode(params, nodes, item, place, key=None):
+    each = lambda params, key: member.encode(params, nodes, item, place, key)
+    return joined(jax.vmap(each)(params, keys_of(key)))
+
+  def step(params, nodes, state, node, level, key=None):
+    def each(params, state, key):
+      return member.step(params, nodes, state, node, level, key)
+
+    return joined(jax.vmap(each)(params, apart(state), keys_of(key)))
+
+  def logits(params, nodes, state, child, level):
+    def each(params, state):
+      return member.logits(params, nodes, state, child, level)
+
+    return jax.vmap(each)(params, apart(state)).mean(0)
+
+  return NextItemPolicy(
+    member.levels,
     init,
     jax.jit(encode),
     jax.jit(step, static_argnums=4),

@@ -34,14 +34,19 @@ class NextItem(Run):
     return catalogues.build(self.catalogue.sids)
 
   @property
-  def policy(self) -> models.NextItemPolicy:
-    """The configured policy."""
+  def member(self) -> models.NextItemPolicy:
+    """One of those that the policy consists of."""
     sids = self.catalogue.sids
     sizes = models.Sizes(
       self.tree.code.size, sids.shape[1], int(sids.max()) + 1
     )
     config = self.config
-    return models.make_policy(config.policy, config.next_item, sizes)
+    return models.make_member(config.policy, config.next_item, sizes)
+
+  @property
+  def policy(self) -> models.NextItemPolicy:
+    """The configured policy."""
+    return models.ensemble(self.member, self.config.next_item.members)
 
 
 def start(config: Config, root: pathlib.Path, mesh=None) -> NextItem:

@@ -1,5 +1,6 @@
 """The next-item policy: causal, packed as alone, and a distribution."""
 
+import functools
 import itertools
 
 import jax
@@ -8,17 +9,19 @@ import numpy as np
 import pytest
 
 from rerank_rl.config import NextItemConfig, PolicyConfig
+from rerank_rl.data.sequences import Windows
 from rerank_rl.decoding import catalogue, legality
 from rerank_rl.decoding import next_item as decoding
 from rerank_rl.models import next_item
 from rerank_rl.rl import learner
+from rerank_rl.training.stages import next_item as sft
 from rerank_rl.types import PAD
 from tests import toys
 
 ITEMS, WIDTH = 14, 6
 SIDS = toys.catalogue(items=ITEMS).sids
 TREE = catalogue.build(SIDS)
-POLICY = next_item.make_policy(
+POLICY = next_item.make_member(
   PolicyConfig(dim=8),
   NextItemConfig(history=WIDTH, dropout=0.5),
   next_item.Sizes(TREE.code.size, 3, 3),
@@ -65,12 +68,12 @@ def test_states_are_causal_and_read_the_past(params):
   assert np.abs(a[2] - c[2]).max() > 1e-3
 
 
-@jax.jit
-def _log_probs(params, state):
+@functools.partial(jax.jit, static_argnames="policy")
+def _log_probs(params, state, policy=POLICY):
   """f32[M], of every item after states f32[1, d], token by token."""
   items = jnp.arange(ITEMS)
   state = jnp.broadcast_to(state, (ITEMS, state.shape[-1]))
-  choices = decoding.along(POLICY, params, TREE, state, items)
+  choices = decoding.along(policy, params, TREE, state, items)
   return sum(map(decoding.chosen, choices))
 
 
@@ -148,7 +151,7 @@ def test_a_wide_beam_is_a_full_ranking(params):
 def test_ties_are_broken_at_random():
   cube = jnp.array(list(itertools.product(range(3), repeat=3)))
   tree = catalogue.build(cube)
-  policy = next_item.make_policy(
+  policy = next_item.make_member(
     PolicyConfig(dim=8), NextItemConfig(history=1), next_item.Sizes(40, 3, 3)
   )
   flat = jax.tree.map(jnp.zeros_like, jax.jit(policy.init)(jax.random.key(0)))
@@ -158,3 +161,75 @@ def test_ties_are_broken_at_random():
   )
   firsts = {int(best(jax.random.key(seed))) for seed in range(12)}
   assert len(firsts) > 6, firsts
+
+
+def _all(policy, params):
+  """f32[M], of every item after items 3, 1."""
+  state = policy.encode(params, TREE, *_row([3, 1]))[:, 1]
+  return _log_probs(params, state, policy=policy)
+
+
+@pytest.fixture(scope="module")
+def pair(params):
+  """Two members: `params`, and others."""
+  return jax.tree.map(lambda x: jnp.stack([x, jnp.flip(x)]), params)
+
+
+def _members(pair):
+  return [jax.tree.map(lambda x, e=e: x[e], pair) for e in (0, 1)]
+
+
+def test_members_vote_token_by_token(params, pair):
+  both = next_item.ensemble(POLICY, 2)
+  state = both.encode(pair, TREE, *_row([3, 1]))[:, 1]
+  child = catalogue.children(TREE, jnp.zeros(1, jnp.int32), TREE.fans[0])
+  of = lambda policy, params, state: catalogue.log_probs(
+    policy.logits(params, TREE, state, child, 0), child
+  )
+  apart = zip(_members(pair), jnp.split(state, 2, -1), strict=True)
+  each = [of(POLICY, own, part) for own, part in apart]
+  mean = jax.nn.log_softmax(sum(each) / 2)
+  np.testing.assert_allclose(of(both, pair, state), mean, atol=1e-5)
+  logp = _all(both, pair)
+  np.testing.assert_allclose(jnp.exp(logp).sum(), 1, rtol=1e-5)
+  assert abs(logp - _all(POLICY, params)).max() > 0.01
+
+
+def test_two_of_a_kind_are_one(params):
+  twins = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+  np.testing.assert_allclose(
+    _all(next_item.ensemble(POLICY, 2), twins),
+    _all(POLICY, params),
+    atol=1e-5,
+  )
+
+
+def test_members_learn_apart(pair):
+  """Each by its own loss, whatever the other says."""
+  item, place = _row([3, 1], [4, 0, 9])
+  batch = Windows(item, place, jnp.where(item >= 0, 5, PAD))
+
+  def grad(params):
+    key = jax.random.key(2)
+    loss = lambda p: sft.cross_entropy(still, TREE, p, batch, key)[0]
+    return jax.grad(loss)(params)
+
+  still = next_item.make_member(
+    PolicyConfig(dim=8),
+    NextItemConfig(history=WIDTH, dropout=0.0, item_dropout=0.0),
+    next_item.Sizes(TREE.code.size, 3, 3),
+  )
+  together = grad(pair)
+  for e, own in enumerate(_members(pair)):
+    alone = grad(jax.tree.map(lambda x: x[None], own))
+    mine = jax.tree.map(lambda x, e=e: x[e : e + 1], together)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-4)
+    jax.tree.map(close, mine, alone)
+
+
+def test_members_drop_out_apart(params):
+  twins = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+  both = next_item.ensemble(POLICY, 2)
+  state = both.encode(twins, TREE, *_row([3, 1]), jax.random.key(3))[0, :2]
+  one, other = jnp.split(state, 2, -1)
+  assert abs(one - other).max() > 0.01

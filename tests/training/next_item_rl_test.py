@@ -30,11 +30,12 @@ from tests import toys
 
 ITEMS = 14
 TREE = catalogue.build(toys.catalogue(items=ITEMS).sids)
-POLICY = next_item.make_policy(
+MEMBER = next_item.make_member(
   PolicyConfig(dim=8, layers=1),
   NextItemConfig(history=2, dropout=0.0, item_dropout=0.0),
   next_item.Sizes(TREE.code.size, 3, 3),
 )
+POLICY = next_item.ensemble(MEMBER, 2)
 LIKED = jax.nn.softmax(2 * jax.random.normal(jax.random.key(7), (ITEMS,)))
 
 
@@ -52,7 +53,7 @@ def _batch(target):
 
 def _method(tx=None, **changes):
   config = RLConfig(reward="labels", objective="reinforce", **changes)
-  return rl.Method(POLICY, config, tx, 0.0)
+  return rl.Method(POLICY, MEMBER, config, tx, 0.0)
 
 
 def _log_probs(params):

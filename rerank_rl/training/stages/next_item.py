@@ -17,28 +17,41 @@ from rerank_rl.types import Array
 
 
 def cross_entropy(
-  policy: NextItemPolicy, tree: Tree, params, batch: Windows, key: Array
+  member: NextItemPolicy, tree: Tree, params, batch: Windows, key: Array
 ) -> tuple[Array, Array]:
   """Of all next items under the catalogue's legality, with dropout.
 
-    - sum_l log p(token_l | history, tokens before it)
+    - sum_l log p_e(token_l | history, tokens before it)
+
+  Args:
+    member: its pure functions.
+    tree: the catalogue.
+    params: of all members, which learn each for itself.
+    batch: what users met.
+    key: of dropout.
 
   Returns:
-    (sum over the places of a sequence that have a target, their number).
+    (sum over members and the places that have a target, their number).
   """
-  keys = jax.random.split(key)
-  state = policy.encode(params, tree, batch.item, batch.place, keys[0])
-  choices = decoding.along(policy, params, tree, state, batch.target, keys[1])
-  logp = sum(map(decoding.chosen, choices))
   real = batch.target >= 0
-  return -jnp.where(real, logp, 0).sum(), real.sum()
+
+  def own(params, key):
+    keys = jax.random.split(key)
+    state = member.encode(params, tree, batch.item, batch.place, keys[0])
+    choices = decoding.along(member, params, tree, state, batch.target, keys[1])
+    logp = sum(map(decoding.chosen, choices))
+    return -jnp.where(real, logp, 0).sum()
+
+  count = len(jax.tree.leaves(params)[0])
+  total = jax.vmap(own)(params, jax.random.split(key, count))
+  return total.sum(), count * real.sum()
 
 
-def make_step(policy: NextItemPolicy, tx, decay: float) -> Callable:
+def make_step(member: NextItemPolicy, tx, decay: float) -> Callable:
   """The SFT step: (tree, state, batch, key) -> (state, metrics)."""
 
   def step(tree, state, batch, key):
-    objective = lambda params: cross_entropy(policy, tree, params, batch, key)
+    objective = lambda params: cross_entropy(member, tree, params, batch, key)
     return states.step_on(state, objective, tx, decay)
 
   return step
@@ -68,10 +81,11 @@ def run(setting: NextItem) -> NextItem:
 
 
 def _fit(setting: NextItem) -> None:
-  config, policy = setting.config.sft, setting.policy
+  config = setting.config.sft
   tx = states.optimizer(config)
-  params = jax.jit(policy.init)(setting.key("policy"))
-  step = jax.tree_util.Partial(make_step(policy, tx, config.ema), setting.tree)
+  params = jax.jit(setting.policy.init)(setting.key("policy"))
+  step = make_step(setting.member, tx, config.ema)
+  step = jax.tree_util.Partial(step, setting.tree)
   state = states.create(params, tx)
   batches = fitting.local_batches(setting, config.batch_size, STAGE)
   fitting.fit(setting, STAGE, state, step, batches, config, selection(setting))

@@ -105,6 +105,7 @@ class Method(NamedTuple):
   """The static parts of a step."""
 
   policy: NextItemPolicy
+  member: NextItemPolicy
   config: RLConfig
   tx: object
   decay: float
@@ -150,7 +151,7 @@ def ranked(method, tree, reference, params, batch: Windows, key):
 def continued(method, tree, reference, params, batch: Windows, key):
   """The control: SFT goes on. See `ranked`."""
   del reference
-  total, count = sft.cross_entropy(method.policy, tree, params, batch, key)
+  total, count = sft.cross_entropy(method.member, tree, params, batch, key)
   return total, count, {}
 
 
@@ -217,7 +218,7 @@ def _fit(setting: NextItem) -> None:
   config, train = setting.config, setting.config.rl_train
   start = jax.tree.map(jnp.asarray, setting.params[config.sft_name])
   tx = states.optimizer(train)
-  method = Method(setting.policy, config.rl, tx, train.ema)
+  method = Method(setting.policy, setting.member, config.rl, tx, train.ema)
   own = jax.tree_util.Partial(
     functools.partial(step, method), setting.tree, start
   )
