@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks import common, runs
 from launch import errors
 from rerank_rl.evaluation import bootstrap
-from rerank_rl.models import evaluator as evaluators
+from rerank_rl.models import ensemble
 from rerank_rl.training import systems
 from rerank_rl.training.setting import Setting, by_chunks, valuer
 from rerank_rl.types import PAD, Array, Impression, Request
@@ -27,7 +27,7 @@ def sorted_by_a(setting: Setting, impressions: Impression) -> np.ndarray:
 
   @jax.jit
   def rank(fitted, request: Request) -> Array:
-    score = evaluators.next_values(model, fitted, features, request, weights)
+    score = ensemble.next_values(model, fitted, features, request, weights)
     B = request.candidates.shape[0]
     first = score(jnp.full((B, 1, model.slots), PAD, jnp.int32), 0)[:, 0]
     first = jnp.where(request.candidates >= 0, first, -jnp.inf)

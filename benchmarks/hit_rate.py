@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import common, runs
 from launch import errors
 from rerank_rl.config import ConfigError
-from rerank_rl.models import evaluator
+from rerank_rl.models import ensemble
 from rerank_rl.training import systems
 from rerank_rl.training.setting import (
   Setting,
@@ -48,8 +48,8 @@ def every_value(setting: Setting, part: Impression) -> np.ndarray:
   features = setting.catalogue.features
 
   def value(request):
-    logits = evaluator.predict(model, fitted, features, request, every[None])
-    return evaluator.values(logits, every[None], setting.weights).sum(-1)
+    logits = ensemble.predict(model, fitted, features, request, every[None])
+    return ensemble.values(logits, every[None], setting.weights).sum(-1)
 
   return by_chunks(value, 1, part.request)
 

@@ -23,7 +23,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.models import evaluator
+from rerank_rl.models import ensemble, evaluator
 from rerank_rl.types import Array
 
 
@@ -136,4 +136,4 @@ def counts(model, fitted, features, request, slate) -> jax.Array:
   apply = lambda p: model.apply(
     {"params": p}, features, request, slate, method="counts"
   )
-  return evaluator.each(apply, fitted.params).mean(0)
+  return ensemble.each(apply, fitted.params).mean(0)

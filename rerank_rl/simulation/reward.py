@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.models import evaluator as evaluators
+from rerank_rl.models import ensemble
 from rerank_rl.types import PAD, Array, Impression, Outcome
 from rerank_rl.world import utility
 from rerank_rl.world.world import World
@@ -62,10 +62,10 @@ def _evaluator(model) -> Callable[..., Outcome]:
   """One function for each network, so that jit knows it again."""
 
   def value(fitted, features, weights, impression, slate) -> Outcome:
-    logits = evaluators.predict(
+    logits = ensemble.predict(
       model, fitted, features, impression.request, slate
     )
-    return _outcome(evaluators.values(logits, slate, weights))
+    return _outcome(ensemble.values(logits, slate, weights))
 
   return value
 

@@ -17,6 +17,7 @@ from rerank_rl.data import load, schema, shards, synthetic
 from rerank_rl.decoding import sample
 from rerank_rl.evaluation import judge as judges
 from rerank_rl.evaluation import ranking
+from rerank_rl.models import ensemble
 from rerank_rl.models import evaluator as evaluators
 from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
@@ -34,7 +35,7 @@ class Judge(NamedTuple):
   """One fitted list evaluator, or response model."""
 
   model: evaluators.ListEvaluator | ResponseModel
-  fitted: evaluators.Fitted
+  fitted: ensemble.Fitted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,16 @@ import optax
 import pytest
 
 from rerank_rl import types
-from rerank_rl.models import evaluator
+from rerank_rl.models import ensemble, evaluator
 
 BATCH, COUNT, SLOTS, SIGNALS, ITEMS = 4, 9, 4, 3, 30
 WEIGHTS = (1.0, 1.0, 2.0)
 
 
 # Compiled once a shape: the tests' time is compilation.
-_predict = evaluator.predict
-_encode = jax.jit(evaluator.encode, static_argnums=0)
-_loss = jax.jit(evaluator.loss, static_argnums=0)
+_predict = ensemble.predict
+_encode = jax.jit(ensemble.encode, static_argnums=0)
+_loss = jax.jit(ensemble.loss, static_argnums=0)
 
 
 def _request(seed=0, history=5):
@@ -60,7 +60,7 @@ def _model(**changes):
 def _fitted(model, members=2, seed=0):
   """Random parameters, none of them zero (and nothing to compile)."""
   shapes = jax.eval_shape(
-    lambda k: evaluator.init(model, k, _features(), _request(), members),
+    lambda k: ensemble.init(model, k, _features(), _request(), members),
     jax.random.key(0),
   )
   rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def _fitted(model, members=2, seed=0):
     size = 1 / np.sqrt(x.shape[-2]) if len(x.shape) > 2 else 0.3
     return jnp.asarray(size * rng.normal(size=x.shape), x.dtype)
 
-  return evaluator.Fitted(
+  return ensemble.Fitted(
     params=jax.tree.map(draw, shapes.params),
     scale=jnp.linspace(0.8, 1.2, SIGNALS),
     shift=jnp.linspace(-0.2, 0.2, SIGNALS),
@@ -96,9 +96,7 @@ def test_next_form_equals_slate_form(cascade):
   whole = _predict(model, fitted, _features(), request, slate)
   assert whole.shape == (*slate.shape, SIGNALS)
   items = _encode(model, fitted, _features(), request)
-  step = jax.jit(
-    lambda s, k: evaluator.predict_next(model, fitted, items, s, k)
-  )
+  step = jax.jit(lambda s, k: ensemble.predict_next(model, fitted, items, s, k))
   for k in range(SLOTS):
     # What stands at and behind position k must not matter.
     chosen = np.maximum(slate[:, :, k], 0)[..., None, None]
@@ -113,9 +111,9 @@ def test_next_values_are_parts_of_a_slates_value():
   model = _model(cascade=False)
   fitted, request, slate = _fitted(model), _request(), _slates()
   logits = _predict(model, fitted, _features(), request, slate)
-  expected = evaluator.values(logits, slate, WEIGHTS)[:, 0, 1]
+  expected = ensemble.values(logits, slate, WEIGHTS)[:, 0, 1]
   score = jax.jit(
-    lambda s: evaluator.next_values(
+    lambda s: ensemble.next_values(
       model, fitted, _features(), request, WEIGHTS
     )(s, 1)
   )
@@ -247,7 +245,7 @@ def test_feedback_with_a_cascade_cannot_grow_by_what_is_above():
 def test_init_shapes():
   model = _model()
   fitted = jax.eval_shape(
-    lambda k: evaluator.init(model, k, _features(), _request(), 2),
+    lambda k: ensemble.init(model, k, _features(), _request(), 2),
     jax.random.key(0),
   )
   chex.assert_tree_shape_prefix(fitted.params, (2,))
@@ -274,7 +272,7 @@ def test_the_loss_can_be_driven_down():
   rule = optax.adam(1e-2)
 
   def objective(params):
-    total, count = evaluator.loss(model, params, _features(), impression)
+    total, count = ensemble.loss(model, params, _features(), impression)
     return total / count
 
   @jax.jit
@@ -294,5 +292,5 @@ def test_the_loss_can_be_driven_down():
 def test_values_weigh_signals_and_skip_padding():
   slate = np.array([[[2, 0, types.PAD]]], np.int32)
   p = np.array([[[[0.5, 0.2], [0.1, 0.4], [0.9, 0.9]]]], np.float32)
-  found = evaluator.values(jnp.log(p) - jnp.log1p(-p), slate, (1.0, 2.0))
+  found = ensemble.values(jnp.log(p) - jnp.log1p(-p), slate, (1.0, 2.0))
   np.testing.assert_allclose(found, [[[0.9, 0.9, 0.0]]], rtol=1e-5)

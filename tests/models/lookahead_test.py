@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rerank_rl.config import WorldConfig
-from rerank_rl.models import evaluator, lookahead, pointwise
+from rerank_rl.models import ensemble, lookahead, pointwise
 from rerank_rl.types import PAD
 from rerank_rl.world import click_law, utility
 from rerank_rl.world import world as worlds
@@ -25,7 +25,7 @@ def _fitted(model, seed=0, spread=3.0):
   fitted = toy._fitted(model, members=2, seed=seed)
   params = jax.tree.map(lambda x: spread * x, fitted.params)
   ones = jnp.ones(toy.SIGNALS)
-  return evaluator.Fitted(params, ones, 0 * ones)
+  return ensemble.Fitted(params, ones, 0 * ones)
 
 
 def _counts(model, fitted, slate):
@@ -106,13 +106,13 @@ def test_next_form_equals_slate_form_and_sums_to_the_expected_count():
   model = _model()
   fitted, slate = _fitted(model, spread=1.0), toy._slates()
   features, request = toy._features(), toy._request()
-  whole = evaluator.predict(model, fitted, features, request, slate)
-  values = evaluator.values(whole, slate, toy.WEIGHTS)
+  whole = ensemble.predict(model, fitted, features, request, slate)
+  values = ensemble.values(whole, slate, toy.WEIGHTS)
   p = _counts(model, fitted, slate)
   np.testing.assert_allclose(
     np.cumsum(values, -1), p.sum(-1) @ np.array(toy.WEIGHTS), atol=1e-4
   )
-  score = evaluator.next_values(model, fitted, features, request, toy.WEIGHTS)
+  score = ensemble.next_values(model, fitted, features, request, toy.WEIGHTS)
   score = jax.jit(score)
   for k in range(toy.SLOTS):
     # What stands at and behind position k must not matter.
@@ -149,7 +149,7 @@ def test_the_penalty_is_the_cross_entropy_of_the_counts_of_all_prefixes():
       )
       total -= np.log(own / descent.count[row, t, s, k])
       count += 1
-  got = jax.jit(evaluator.loss, static_argnums=0)(model, params, features, log)
+  got = jax.jit(ensemble.loss, static_argnums=0)(model, params, features, log)
   np.testing.assert_allclose(got, (total, count), rtol=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_the_pointwise_control_sees_items_alone():
   )
   fitted, request = _fitted(model, spread=1.0), toy._request()
   predict = lambda s: np.asarray(
-    evaluator.predict(model, fitted, toy._features(), request, s)
+    ensemble.predict(model, fitted, toy._features(), request, s)
   )
   slate = np.tile(np.arange(toy.SLOTS, dtype=np.int32), (toy.BATCH, 1, 1))
   turned = predict(slate[:, :, ::-1])[:, :, ::-1]

@@ -11,7 +11,7 @@ from configs import common
 from rerank_rl import config as config_lib
 from rerank_rl.data import schema, shards
 from rerank_rl.decoding import list_search
-from rerank_rl.models import evaluator, lookahead
+from rerank_rl.models import ensemble, lookahead
 from rerank_rl.training import setting as settings
 from rerank_rl.training import state as states
 from rerank_rl.training.stages import distill, mine, sft
@@ -38,7 +38,7 @@ def start(tmp_path_factory):
   model = lookahead_stage.model_of(made)
   train = made.dataset.splits["train"]
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
-  init = jax.jit(evaluator.init, static_argnums=0)
+  init = jax.jit(ensemble.init, static_argnums=0)
   fitted = init(model, jax.random.key(0), made.catalogue.features, example)
   judge = settings.Judge(model, fitted)
   return dataclasses.replace(made, judges={"lookahead": judge})
@@ -68,9 +68,7 @@ def test_what_is_kept_is_what_the_evaluator_says(start, calm):
   np.testing.assert_allclose(table["value"][real], worth[real], rtol=1e-4)
   assert (np.diff(table["value"], axis=1) <= 0).all()
   assert not (slate == part.slate[:, None]).all(-1)[real].any()
-  score = evaluator.next_values(
-    one.model, one.fitted, features, request, (1.0,)
-  )
+  score = ensemble.next_values(one.model, one.fitted, features, request, (1.0,))
   for k in range(slate.shape[-1]):
     gain = np.where(
       (slate[:, :, :k, None] == np.arange(8)[None, None, None]).any(2),

@@ -20,6 +20,7 @@ import scipy.special
 
 from rerank_rl.config import EvaluatorConfig, TrainConfig, fingerprint
 from rerank_rl.data import pipeline, schema
+from rerank_rl.models import ensemble
 from rerank_rl.models import evaluator as evaluators
 from rerank_rl.models.response import ResponseModel
 from rerank_rl.training import loop
@@ -115,20 +116,20 @@ def _learner(model: Network, config: TrainConfig):
     """One gradient step on the network's penalty."""
 
     def objective(params):
-      return evaluators.loss(model, params, features, batch, key)
+      return ensemble.loss(model, params, features, batch, key)
 
     return states.step_on(state, objective, tx, config.ema)
 
   return tx, step
 
 
-_init = jax.jit(evaluators.init, static_argnums=(0, 4))
+_init = jax.jit(ensemble.init, static_argnums=(0, 4))
 
 
 def predict(model, fitted, features, impressions) -> np.ndarray:
   """Calibrated logits f32[n, K, S] of the slates that were shown."""
   return by_chunks(
-    lambda x: evaluators.predict(
+    lambda x: ensemble.predict(
       model, fitted, features, x.request, x.slate[:, None]
     ),
     CHUNK,
@@ -181,13 +182,13 @@ def log_loss(logits: np.ndarray, impressions) -> float:
 
 def fit(
   setting: Run, stage: str, name: str, model: Network, rows
-) -> evaluators.Fitted:
+) -> ensemble.Fitted:
   """Fits, stops and calibrates one evaluator; arguments as in `fit_to`."""
   fitted = fit_to(setting, stage, name, model, rows)
   logits = predict(model, fitted, setting.catalogue.features, rows[1])
   scale, shift = calibrate(logits, rows[1])
   logging.info("%s %s: scale %s, shift %s.", stage, name, scale, shift)
-  return evaluators.Fitted(fitted.params, scale, shift)
+  return ensemble.Fitted(fitted.params, scale, shift)
 
 
 def fit_to(
@@ -196,7 +197,7 @@ def fit_to(
   name: str,
   model: Network,
   rows: tuple[Any, Any],
-) -> evaluators.Fitted:
+) -> ensemble.Fitted:
   """Fits a network and stops it by log-loss, without calibration.
 
   Args:
@@ -241,7 +242,7 @@ def fit_to(
     select=("log_loss", False),
     mesh=setting.mesh,
   )
-  return evaluators.Fitted(local(out.best_params), fresh.scale, fresh.shift)
+  return ensemble.Fitted(local(out.best_params), fresh.scale, fresh.shift)
 
 
 def run(setting: Setting) -> Setting:
@@ -287,7 +288,7 @@ def uncalibrated(
 
 
 def keep_fitted(
-  setting: Run, stage: str, fitted: Mapping[str, evaluators.Fitted]
+  setting: Run, stage: str, fitted: Mapping[str, ensemble.Fitted]
 ) -> None:
   """Saves evaluators as the stage's artifact."""
   plain = {
@@ -303,9 +304,7 @@ def judged(
   """The setting with what a stage has fitted among its judges."""
   tree, _ = load_artifact(setting.folder(stage))
   judges = {
-    name: Judge(
-      model, evaluators.Fitted(**jax.tree.map(jnp.asarray, tree[name]))
-    )
+    name: Judge(model, ensemble.Fitted(**jax.tree.map(jnp.asarray, tree[name])))
     for name, model in models.items()
   }
   return dataclasses.replace(setting, judges={**setting.judges, **judges})

@@ -19,7 +19,7 @@ import numpy as np
 from rerank_rl.config import MineConfig
 from rerank_rl.data import schema, shards
 from rerank_rl.decoding import list_search
-from rerank_rl.models import evaluator as evaluators
+from rerank_rl.models import ensemble
 from rerank_rl.training.setting import CHUNK, Setting, by_chunks, keep, ready
 from rerank_rl.types import PAD, Impression
 
@@ -33,9 +33,7 @@ def search(model, config: MineConfig, fitted, features, weights, batch):
   Returns:
     A Plan, the best list first, rows of PAD where there is none.
   """
-  score = evaluators.next_values(
-    model, fitted, features, batch.request, weights
-  )
+  score = ensemble.next_values(model, fitted, features, batch.request, weights)
   plan = list_search.plan(score, batch.request, model.slots, config.width)
   shown = (plan.slate == batch.slate[:, None]).all(-1)
   value, index = jax.lax.top_k(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rerank_rl.config import Config, ConfigError, check_choice
 from rerank_rl.decoding import list_search, sample
-from rerank_rl.models import evaluator as evaluators
+from rerank_rl.models import ensemble
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import learner, objectives
 from rerank_rl.training import fitting
@@ -89,7 +89,7 @@ def _greedy(model, fitted, features, weights, batch, key) -> Array:
 
 def search_slates(model, fitted, features, weights, request, width) -> Array:
   """Beam search on an evaluator: i32[B, width, K], best first."""
-  score = evaluators.next_values(model, fitted, features, request, weights)
+  score = ensemble.next_values(model, fitted, features, request, weights)
   return list_search.search(score, request, model.slots, width)
 
 
