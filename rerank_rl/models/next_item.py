@@ -8,7 +8,7 @@ an MLP lead from one level's state to the next. A policy is several such members
 that vote.
 
 Letters: E members, M items, n nodes, V codes, L levels, H history, F children,
-d width of a state: all members', side by side.
+d width of a member's state; a policy's holds all members', side by side.
 """
 
 from collections.abc import Callable
@@ -201,13 +201,7 @@ def make_member(
   def logits(params, nodes, state, child, level):
     return call("logits", params, nodes, state, child, level)
 
-  return NextItemPolicy(
-    sizes.levels,
-    init,
-    jax.jit(encode),
-    jax.jit(step, static_argnums=4),
-    jax.jit(logits, static_argnums=4),
-  )
+  return _jitted(sizes.levels, init, encode, step, logits)
 
 
 @functools.cache
@@ -249,12 +243,14 @@ def ensemble(member: NextItemPolicy, count: int) -> NextItemPolicy:
 
     return jax.vmap(each)(params, apart(state)).mean(0)
 
+  return _jitted(member.levels, init, encode, step, logits)
+
+
+def _jitted(levels, init, encode, step, logits) -> NextItemPolicy:
+  """A policy of functions, compiled once a level where they take one."""
+  at_level = functools.partial(jax.jit, static_argnums=4)
   return NextItemPolicy(
-    member.levels,
-    init,
-    jax.jit(encode),
-    jax.jit(step, static_argnums=4),
-    jax.jit(logits, static_argnums=4),
+    levels, init, jax.jit(encode), at_level(step), at_level(logits)
   )
 
 
