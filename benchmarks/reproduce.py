@@ -42,6 +42,7 @@ class Row(NamedTuple):
     name: what the table calls the system; "" = as its config does.
     against: the system that this one is held against; "" = the table's own
       is held against this one.
+    flags: what else its command has.
   """
 
   config: str
@@ -49,6 +50,12 @@ class Row(NamedTuple):
   variant: str = ""
   name: str = ""
   against: str = ""
+  flags: tuple[str, ...] = ()
+
+  @property
+  def system(self) -> str:
+    """What the table calls it."""
+    return self.name or pathlib.Path(self.config).name
 
 
 class Table(NamedTuple):
@@ -113,6 +120,26 @@ def _differences(name: str, variant: str) -> Table:
   return Table(title, f"learnt,{variant}", SESSION, tuple(rows), "")
 
 
+# What 68 forward tokens a request buy besides V-STAR's search.
+FEW = "--config.rl.group=4"
+CONFINED = "--config.rl.credit=confined"
+BIASED = "--config.rl.biased_credit=True"
+
+
+def _search(own: int) -> tuple[Row, ...]:
+  """V-STAR, GloRank with its tokens and with more, and what parts add."""
+  beam = (FEW, "--config.rl.explore=beam", CONFINED)
+  published = ("--config.rl.credit=group+sibling", BIASED)
+  return (
+    Row("vstar", own),
+    Row("glorank_rl", own, name="glorank_rl_4", flags=(FEW,)),
+    Row("glorank_rl", own),
+    Row("glorank_rl", 3, name="beam_confined", flags=beam),
+    Row("vstar", 3, name="vstar_published", flags=published),
+    Row("sibling_grpo", 3, name="sibling_grpo_4", flags=(FEW,)),
+  )
+
+
 TABLES = {
   "oracle": Table(
     "Oracle world, 6 -> 3",
@@ -145,6 +172,16 @@ TABLES = {
   "movielens_recovery": Table(
     "MovieLens-1M, recovery", "movielens_1m,recovery", RECOVERY, _rows(3, 3)
   ),
+  "world_search": Table(
+    "RL by search, default world", "", WORLD, _search(5), "vstar"
+  ),
+  "kuairand_search": Table(
+    "RL by search, KuaiRand-Pure by value",
+    "kuairand_pure",
+    VALUE,
+    _search(3),
+    "vstar",
+  ),
   "kuairand_sessions": _sessions("KuaiRand-Pure", "kuairand_pure"),
   "movielens_sessions": _sessions("MovieLens-1M", "movielens_1m"),
   "kuairand_td": _differences("KuaiRand-Pure", "kuairand_pure"),
@@ -154,8 +191,7 @@ TABLES = {
 
 def command(table: Table, row: Row, seed: int, out: pathlib.Path, name: str):
   """(workdir, argv) of one run."""
-  system = row.name or pathlib.Path(row.config).name
-  workdir = out / name / f"{system}-{seed}"
+  workdir = out / name / f"{row.system}-{seed}"
   config = f"configs/{row.config}.py"
   variants = [x for x in (table.variant, row.variant) if x]
   if variants:
@@ -168,6 +204,7 @@ def command(table: Table, row: Row, seed: int, out: pathlib.Path, name: str):
     f"--config={config}",
     f"--config.seed={seed}",
     *named,
+    *row.flags,
     f"--workdir={workdir}",
     f"--artifacts={out / 'artifacts'}",
   ]
@@ -246,7 +283,7 @@ def _selection(name: str, table: Table, out: pathlib.Path) -> list[str]:
   """What evaluator S's choice of a checkpoint cost, where truth is known."""
   shares = []
   for row in table.rows:
-    if row.config != table.own:
+    if row.system != table.own:
       continue
     for seed in seeds_of(row):
       workdir, _ = command(table, row, seed, out, name)

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import common, runs
 from launch import errors
-from rerank_rl.decoding import fixed_tree, sample, value_guided
+from rerank_rl.decoding import beam, fixed_tree, sample, value_guided
 from rerank_rl.decoding import tree as trees
 from rerank_rl.evaluation import bootstrap
 from rerank_rl.models.critic import value_of
@@ -89,6 +89,10 @@ def ways(policy: Policy, critic: Any, decay: float) -> dict[str, Way]:
     found = values.advantages(read, outcome, decay)
     return credit.critic(tree, outcome.replace(advantage=found))
 
+  def beams(params, game, key):
+    del key
+    return beam.beam(policy, params, game, GROUP)
+
   def search(params, game, key):
     del key
     return value_guided.value_guided(policy, params, value, game, budget)
@@ -96,14 +100,16 @@ def ways(policy: Policy, critic: Any, decay: float) -> dict[str, Way]:
   # Within a request, `centred` points where `group` does.
   group = {"group": plain(credit.group)}
   sibling = {"sibling": plain(credit.sibling)}
+  confined = {"confined": plain(credit.confined)}
   advantage = {"critic": multi_level}
   ahead = {"reward to go": plain(credit.to_go)}
   both = {"group + sibling": plain(credit.group, credit.sibling)}
   return {
     "chains": Way(chains, group | sibling | both | advantage | ahead),
     "stratified tree": Way(stratified, group | sibling | ahead),
-    "value-guided": Way(search, sibling),
-    "tree 4 x 4": Way(tree(4, 4), sibling),
+    "beam": Way(beams, confined),
+    "value-guided": Way(search, sibling | confined),
+    "tree 4 x 4": Way(tree(4, 4), sibling | confined),
     # At the first token of all slots but the last: what fits.
     "tree of twins": Way(tree(*[2] * (policy.slots - 1)), sibling),
   }

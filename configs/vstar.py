@@ -4,8 +4,11 @@
 
 A critic, fitted to the SFT policy and then trained beside it, guides which
 prefixes the rollouts share and where they part (VED); each token is held
-against its siblings, and each slate against its group (Sibling-GRPO). Leaves
-of a search are no samples of the policy, hence `biased_credit`, as published.
+against its siblings. They are weighed by the policy's probability, which the
+paper's credit does not do: with that one, a policy that has been cloned well
+gets worse (docs/results.md). It is had by
+  --config.rl.credit=group+sibling --config.rl.biased_credit=True
+A request's 68 forward tokens are those of four independent slates.
 Serving decodes greedily: search is for training alone.
 Variants: see configs/common.py.
 """
@@ -16,8 +19,8 @@ CHANGES = {
   "name": "vstar",
   "stages": ("tokenizer", "evaluators", "sft", "critic", "rl"),
   "rl.explore": "value_guided",
-  "rl.credit": "group+sibling",
-  "rl.biased_credit": True,
+  "rl.credit": "confined",
+  "rl.budget": 68,
 }
 
 

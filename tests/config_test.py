@@ -132,6 +132,7 @@ def test_mistakes_are_named(tree, words):
     ({"rl.credit": "group+blame"}, ("group+blame", "a sum")),
     ({"rl.objective": "uniform_q", "rl.credit": "group"}, ("centred with",)),
     ({"rl.explore": "fixed_tree"}, ("sibling with clipped", "biased_credit")),
+    ({"rl.credit": "confined"}, ("centred with clipped", "biased_credit")),
     (
       {
         "rl.explore": "fixed_tree",
@@ -155,6 +156,7 @@ def test_illegal_compositions_are_refused(changes, words):
   (
     {"rl.explore": "beam", "rl.biased_credit": True},
     {"rl.explore": "fixed_tree", "rl.credit": "sibling"},
+    {"rl.explore": "beam", "rl.credit": "confined"},
     {"rl.credit": "centred+sibling"},
   ),
 )

@@ -181,20 +181,11 @@ def sibling(tree: TokenTree, outcome: Outcome, epsilon: float = 1e-4) -> Credit:
   Returns:
     Credit; `leaf` sums A over the path.
   """
-  B, E = tree.token.shape
   real = tree.weight > 0
   mean = mean_reward(tree, outcome.reward)
-  # Edges of one parent are one group; the root's come first.
-  group = jnp.where(real, tree.parent + 1, E)
-
-  def over_siblings(values):
-    zeros = jnp.zeros((B, E + 1), mean.dtype)
-    add = lambda z, i, v: z.at[i].add(v)[i]
-    return jax.vmap(add)(zeros, group, jnp.where(real, values, 0))
-
-  count = jnp.maximum(over_siblings(jnp.ones_like(mean)), 1)
-  centred = mean - over_siblings(mean) / count
-  std = jnp.sqrt(over_siblings(centred**2) / count)
+  count = jnp.maximum(_over_siblings(tree, jnp.ones_like(mean)), 1)
+  centred = mean - _over_siblings(tree, mean) / count
+  std = jnp.sqrt(_over_siblings(tree, centred**2) / count)
   alive = real & (count > 1)
   differ = alive & (std > _rounding(outcome.reward))
   advantage = jnp.where(differ, centred / (std + epsilon), 0)
@@ -205,6 +196,51 @@ def sibling(tree: TokenTree, outcome: Outcome, epsilon: float = 1e-4) -> Credit:
     jnp.minimum(advantage, 0) * share,
     trees.on_path(tree, advantage).sum(-1),
   )
+
+
+def confined(tree: TokenTree, outcome: Outcome) -> Credit:
+  """The gradient of the reward expected of the policy within the tree.
+
+    A(e) = q(e) (Rbar(e) - Rbar(its parent)),   q(leaf) = product of pbar
+
+  where pbar is the policy's probability of an edge among its siblings, q that
+  of whoever follows the policy and never leaves the tree, and Rbar the mean
+  reward under q. Nothing of it is sampled: were the tree to hold every slate,
+  this would be the policy's gradient. Unlike `sibling`, it weighs siblings by
+  their probability, and rewards by what is at stake.
+
+  Args:
+    tree: of distinct slates and distinct siblings.
+    outcome: what its leaves were worth.
+
+  Returns:
+    Credit; `leaf` is q (R - Rbar of the tree).
+  """
+  tiny = jnp.finfo(tree.logp_old.dtype).tiny
+  p = jnp.where(tree.weight > 0, jnp.exp(tree.logp_old), 0)
+  pbar = p / jnp.maximum(_over_siblings(tree, p), tiny)
+  found = trees.found(tree)
+  on_path = jnp.where(tree.path == PAD, 1, trees.on_path(tree, pbar))
+  q = jnp.where(found, on_path.prod(-1), 0)
+  q /= jnp.maximum(q.sum(1, keepdims=True), tiny)  # Walks may end unfinished.
+  reward = centre(outcome.reward, found)
+  leaf = q * (reward - (q * reward).sum(1, keepdims=True))
+  each = jnp.broadcast_to(leaf[..., None], tree.path.shape)
+  gain = trees.sum_to_edges(tree, each)
+  # 0 for an only child.
+  advantage = gain - pbar * _over_siblings(tree, gain)
+  return Credit(jnp.maximum(advantage, 0), jnp.minimum(advantage, 0), leaf)
+
+
+def _over_siblings(tree: TokenTree, values: Array) -> Array:
+  """Sums f32[B, E] over the edges of one parent, on each of them."""
+  B, E = values.shape
+  real = tree.weight > 0
+  # Edges of one parent are one group; the root's come first.
+  group = jnp.where(real, tree.parent + 1, E)
+  zeros = jnp.zeros((B, E + 1), values.dtype)
+  add = lambda z, i, v: z.at[i].add(v)[i]
+  return jax.vmap(add)(zeros, group, jnp.where(real, values, 0))
 
 
 def mean_reward(tree: TokenTree, reward: Array) -> Array:

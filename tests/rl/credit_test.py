@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerank_rl.decoding import fixed_tree, sample, tree
+from rerank_rl.decoding import beam, fixed_tree, sample, tree
 from rerank_rl.rl import credit, learner
 from rerank_rl.types import PAD
 from tests import toys
@@ -18,6 +18,10 @@ def _grown(kind):
   def grow(params):
     game = sample.prepare(policy, params, toys.catalogue(), toys.request())
     key = jax.random.key(3)
+    if kind == "beam":
+      return beam.beam(policy, params, game, 12)
+    if kind == "every slate":
+      return beam.beam(policy, params, game, len(toys.every_slate()))
     if kind == "fixed_tree":
       return fixed_tree.fixed_tree(policy, params, game, (2, 1, 1, 4, 2), key)
     return tree.merge(sample.chains(policy, params, game, key, 16))
@@ -75,6 +79,68 @@ def test_sibling_advantages_sum_to_nothing(kind):
   for b in range(made.token.shape[0]):
     for children in _families(made, b).values():
       np.testing.assert_allclose(total[b, children].sum(), 0, atol=1e-4)
+
+
+def _confined_worth(made, logp, b):
+  """sum of q R of request b; log q by loops, from log p f32[B, G, T]."""
+  path = np.asarray(made.path[b])
+  families = _families(made, b)
+
+  def at(e):
+    return logp[b, np.argwhere(path == e)[0][0], made.depth[b, e]]
+
+  def among(children):
+    return jax.nn.logsumexp(jnp.stack([at(e) for e in children]))
+
+  share = {
+    e: at(e) - among(children)
+    for children in families.values()
+    for e in children
+  }
+  leaves = np.flatnonzero((path != PAD).any(-1))
+  q = [jnp.exp(sum(share[e] for e in path[g] if e != PAD)) for g in leaves]
+  q = jnp.stack(q) / sum(q)
+  return (q * toys.outcome(made).reward[b, leaves]).sum()
+
+
+@pytest.mark.parametrize("kind", ("fixed_tree", "beam"))
+def test_confined_is_the_gradient_within_the_tree(kind):
+  made = _grown(kind)
+  logp = tree.on_path(made, made.logp_old)
+  some = np.array([0, 2])  # The other has two candidates alone.
+  worth = lambda x: sum(_confined_worth(made, x, b) for b in some)
+  wanted = tree.sum_to_edges(made, jax.grad(worth)(logp))
+  given = credit.confined(made, toys.outcome(made))
+  got = np.asarray(given.positive + given.negative)
+  assert np.abs(got).max() > 0.01
+  np.testing.assert_allclose(got[some], wanted[some], atol=1e-5)
+
+
+def test_confined_to_every_slate_is_the_policys_gradient():
+  policy, params = toys.policy("global")
+  made, slates = _grown("every slate"), toys.every_slate()
+
+  def score(params, slates):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    return learner.score_slates(policy, params, game, slates)
+
+  def expected(params):
+    """E R of request 0, whose slates are full."""
+    every = np.broadcast_to(slates, (4, *slates.shape))
+    p = jnp.exp(score(params, every).logp.sum(-1))[0]
+    return (p * jnp.sin(slates @ jnp.array([5.0, 3.0, 1.0]))).sum()
+
+  def credited(params, given):
+    logp = tree.to_edges(made, score(params, made.slate).logp)
+    return ((given.positive + given.negative) * logp)[0].sum()
+
+  given = credit.confined(made, toys.outcome(made))
+  wanted = jax.jit(jax.grad(expected))(params)
+  got = jax.jit(jax.grad(credited))(params, given)
+  largest = max(jnp.abs(x).max() for x in jax.tree.leaves(wanted))
+  assert largest > 0.01
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest)
+  jax.tree.map(close, got, wanted)
 
 
 def test_requests_do_not_mix():

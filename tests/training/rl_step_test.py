@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rerank_rl.config import RLConfig, TrainConfig
 from rerank_rl.decoding import sample
@@ -74,9 +75,10 @@ def _moved(one, two, part):
   return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
-def test_a_critic_learns_and_leaves_the_policy_alone():
+@pytest.mark.parametrize("credit", ("group+sibling", "confined"))
+def test_a_critic_learns_and_leaves_the_policy_alone(credit):
   """Without differences between slates, the critic's loss is all there is."""
-  before, after, metrics = _stepped("value_guided", "group+sibling", _equal)
+  before, after, metrics = _stepped("value_guided", credit, _equal)
   assert _moved(before, after, "critic") > 1e-3
   assert _moved(before, after, "policy") == 0
   dead, requests = metrics["zero_variance_groups"]

@@ -62,6 +62,7 @@ EXPLORE = {
 }
 CREDIT = {
   "centred": credit.centred,
+  "confined": credit.confined,
   "critic": credit.critic,
   "group": credit.group,
   "sibling": credit.sibling,
@@ -103,6 +104,12 @@ LEGAL = {
   ("fixed_tree", "sibling", "reinforce"),
   ("value_guided", "sibling", "clipped"),
   ("value_guided", "sibling", "reinforce"),
+  ("beam", "confined", "clipped"),
+  ("beam", "confined", "reinforce"),
+  ("fixed_tree", "confined", "clipped"),
+  ("fixed_tree", "confined", "reinforce"),
+  ("value_guided", "confined", "clipped"),
+  ("value_guided", "confined", "reinforce"),
 }
 
 
