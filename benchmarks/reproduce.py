@@ -120,23 +120,18 @@ def _differences(name: str, variant: str) -> Table:
   return Table(title, f"learnt,{variant}", SESSION, tuple(rows), "")
 
 
-# What 68 forward tokens a request buy besides V-STAR's search.
-FEW = "--config.rl.group=4"
-CONFINED = "--config.rl.credit=confined"
-BIASED = "--config.rl.biased_credit=True"
-
-
 def _search(own: int) -> tuple[Row, ...]:
   """V-STAR, GloRank with its tokens and with more, and what parts add."""
-  beam = (FEW, "--config.rl.explore=beam", CONFINED)
-  published = ("--config.rl.credit=group+sibling", BIASED)
+  few = "--config.rl.group=4", "--config.rl_train.batch_size=16"
+  beam = "--config.rl.explore=beam", "--config.rl.credit=confined"
+  published = "--config.rl.credit=group+sibling", "--config.rl.biased_credit=1"
   return (
     Row("vstar", own),
-    Row("glorank_rl", own, name="glorank_rl_4", flags=(FEW,)),
+    Row("glorank_rl", own, name="glorank_rl_4", flags=few),
     Row("glorank_rl", own),
-    Row("glorank_rl", 3, name="beam_confined", flags=beam),
     Row("vstar", 3, name="vstar_published", flags=published),
-    Row("sibling_grpo", 3, name="sibling_grpo_4", flags=(FEW,)),
+    Row("glorank_rl", 3, name="beam_confined", flags=(*few, *beam)),
+    Row("sibling_grpo", 3, name="sibling_grpo_4", flags=few),
   )
 
 

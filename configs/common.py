@@ -40,7 +40,6 @@ SMOKE = {
   "critic_train.steps": 12,
   "critic_train.warmup_steps": 5,
   "critic_train.eval_every": 12,
-  "rl.group": 8,
   "replay.capacity": 4,
   "replay.batch_size": 32,
   "replay.updates": 2,
@@ -68,6 +67,7 @@ ORACLE = {
   "demo.rule": "logged",
   "sft.steps": 150,
   "rl.reward": "world",
+  "rl.group": 16,
   "rl.entropy": 0.01,
   "rl.kl": 0.0,  # The truth needs no leash.
   "rl_train.steps": 1500,

@@ -8,7 +8,7 @@ against its siblings. They are weighed by the policy's probability, which the
 paper's credit does not do: with that one, a policy that has been cloned well
 gets worse (docs/results.md). It is had by
   --config.rl.credit=group+sibling --config.rl.biased_credit=True
-A request's 68 forward tokens are those of four independent slates.
+A request's 68 forward tokens are those of four slates drawn independently.
 Serving decodes greedily: search is for training alone.
 Variants: see configs/common.py.
 """
@@ -21,6 +21,8 @@ CHANGES = {
   "rl.explore": "value_guided",
   "rl.credit": "confined",
   "rl.budget": 68,
+  "rl.group": 16,  # Leaves, at most.
+  "rl_train.batch_size": 16,  # Little noise: half the requests do.
 }
 
 

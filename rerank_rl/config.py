@@ -137,9 +137,9 @@ class RLConfig:
   objective: str = "clipped"
   reward: str = "evaluator"  # world | evaluator | labels | good
   bonus: str = ""  # For exploring: "" | novelty | noise, its control.
-  group: int = _within(16, 1)
+  group: int = _within(8, 1)
   # Children of a node by depth, 1 beyond the end (explore=fixed_tree).
-  branching: tuple[int, ...] = (4, 1, 1, 4)
+  branching: tuple[int, ...] = (4, 1, 1, 2)
   # Forward tokens a request without the prompt (explore=value_guided).
   budget: int = _within(136, 1)
   temperature: float = _within(1.0, _TINY)
@@ -154,7 +154,7 @@ class RLConfig:
 class MineConfig:
   """Lists that the lookahead evaluator finds for training requests."""
 
-  requests: int = _within(8192, 1)  # All, where there are fewer.
+  requests: int = _within(16_384, 1)  # All, where there are fewer.
   width: int = _within(8, 1)  # Of the beam, whose lists are all kept.
   shards: int = _within(8, 1)
 
@@ -258,15 +258,15 @@ class Config:
   sft: TrainConfig = TrainConfig(steps=400)
   mine: MineConfig = MineConfig()
   distill: DistillConfig = DistillConfig()
-  distill_train: TrainConfig = TrainConfig(steps=400, eval_every=200)
+  distill_train: TrainConfig = TrainConfig(steps=600, eval_every=200)
   critic: CriticConfig = CriticConfig()
   critic_train: TrainConfig = TrainConfig(
     steps=1000, batch_size=32, learning_rate=4e-3, eval_every=250
   )
   rl: RLConfig = RLConfig()
-  # A short average: one of 100 steps would lag behind a run of 200.
+  # A short average: one of 100 steps would lag behind a run of 400.
   rl_train: TrainConfig = TrainConfig(
-    steps=200, batch_size=32, ema=0.95, eval_every=50
+    steps=400, batch_size=32, ema=0.95, eval_every=100
   )
 
 

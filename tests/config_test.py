@@ -139,7 +139,7 @@ def test_mistakes_are_named(tree, words):
         "rl.credit": "sibling",
         "rl.branching": (4, 3),
       },
-      ("branching=(4, 3)", "group=16"),
+      ("branching=(4, 3)", "group=8"),
     ),
   ),
 )
