@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerank_rl.decoding import beam, fixed_tree, sample, tree
+from rerank_rl.decoding import beam, fixed_tree, sample, tree, value_guided
 from rerank_rl.rl import credit, learner
 from rerank_rl.types import PAD
 from tests import toys
@@ -18,8 +18,8 @@ def _grown(kind):
   def grow(params):
     game = sample.prepare(policy, params, toys.catalogue(), toys.request())
     key = jax.random.key(3)
-    if kind == "beam":
-      return beam.beam(policy, params, game, 12)
+    if kind == "value_guided":
+      return value_guided.value_guided(policy, params, toys.value, game, 24)
     if kind == "every slate":
       return beam.beam(policy, params, game, len(toys.every_slate()))
     if kind == "fixed_tree":
@@ -103,7 +103,7 @@ def _confined_worth(made, logp, b):
   return (q * toys.outcome(made).reward[b, leaves]).sum()
 
 
-@pytest.mark.parametrize("kind", ("fixed_tree", "beam"))
+@pytest.mark.parametrize("kind", ("fixed_tree", "value_guided"))
 def test_confined_is_the_gradient_within_the_tree(kind):
   made = _grown(kind)
   logp = tree.on_path(made, made.logp_old)
