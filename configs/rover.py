@@ -5,8 +5,7 @@
 No critic, no reference policy, no clipping: log pi - log pi_old is regressed
 to the leaf's advantage plus the mean of the next state's log-ratios. The
 theorem behind it holds for binary rewards alone; here the reward is graded.
-Variants: see configs/common.py. With `good`, whose reward is binary, an entropy
-bonus keeps the many good slates that one would be enough for.
+Variants: see configs/common.py.
 """
 
 from configs import common
@@ -22,4 +21,4 @@ CHANGES = {
 
 def get_config(variant: str = ""):
   """The default world, 50 -> 6."""
-  return common.build(CHANGES, variant, {"good": {"rl.entropy": 0.1}})
+  return common.build(CHANGES, variant)
