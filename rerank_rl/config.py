@@ -258,7 +258,7 @@ class Config:
   sft: TrainConfig = TrainConfig(steps=400)
   mine: MineConfig = MineConfig()
   distill: DistillConfig = DistillConfig()
-  distill_train: TrainConfig = TrainConfig(steps=600, eval_every=200)
+  distill_train: TrainConfig = TrainConfig(steps=800, eval_every=200)
   critic: CriticConfig = CriticConfig()
   critic_train: TrainConfig = TrainConfig(
     steps=1000, batch_size=32, learning_rate=4e-3, eval_every=250
