@@ -107,7 +107,7 @@ def _confined_worth(made, logp, b):
 def test_confined_is_the_gradient_within_the_tree(kind):
   made = _grown(kind)
   logp = tree.on_path(made, made.logp_old)
-  some = np.array([0, 2])  # The other has two candidates alone.
+  some = np.array([0, 2])  # Request 2 has two candidates.
   worth = lambda x: sum(_confined_worth(made, x, b) for b in some)
   wanted = tree.sum_to_edges(made, jax.grad(worth)(logp))
   given = credit.confined(made, toys.outcome(made))
