@@ -135,6 +135,32 @@ def _search(own: int) -> tuple[Row, ...]:
   )
 
 
+def _degre(own: int, rivals: int) -> tuple[Row, ...]:
+  """DeGRe, what its policy is measured by, and its ablations."""
+
+  def without(name, *flags):
+    return Row("degre", rivals, name=f"degre_{name}", flags=flags)
+
+  def cloned(name, rule):
+    flags = f"--config.sft_name={name}", f"--config.demo.rule={rule}"
+    return Row("glorank_sft", rivals, name=name, flags=flags)
+
+  return (
+    Row("degre", own),
+    Row("glorank_sft", own),
+    without("hard_only", "--config.distill.soft=0"),
+    without("soft_only", "--config.distill.hard=0"),
+    cloned("clicked_first", "relevant_first"),
+    cloned("list_reward_only", "draws"),
+    without("lists_1", "--config.distill.lists=1"),
+    without("lists_8", "--config.distill.lists=8"),
+    without("width_4", "--config.mine.width=4"),
+    without("tau_q_.02", "--config.distill.tau_q=.02"),
+    without("tau_q_.2", "--config.distill.tau_q=.2"),
+    Row("degre", rivals, "preference", "degre_preference"),
+  )
+
+
 TABLES = {
   "oracle": Table(
     "Oracle world, 6 -> 3",
@@ -176,6 +202,23 @@ TABLES = {
     VALUE,
     _search(3),
     "vstar",
+  ),
+  "world_degre": Table(
+    "DeGRe and its ablations, default world", "", WORLD, _degre(5, 3), "degre"
+  ),
+  "kuairand_degre": Table(
+    "DeGRe, KuaiRand-Pure by value",
+    "kuairand_pure",
+    VALUE,
+    _degre(3, 3),
+    "degre",
+  ),
+  "movielens_degre": Table(
+    "DeGRe, MovieLens-1M by value",
+    "movielens_1m",
+    VALUE,
+    _degre(3, 3)[:2],
+    "degre",
   ),
   "kuairand_sessions": _sessions("KuaiRand-Pure", "kuairand_pure"),
   "movielens_sessions": _sessions("MovieLens-1M", "movielens_1m"),

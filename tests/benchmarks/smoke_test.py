@@ -12,6 +12,7 @@ from benchmarks import (
   decode,
   greedy,
   hit_rate,
+  latency,
   learner,
   legality,
   lookahead,
@@ -120,6 +121,13 @@ def test_order_changes_local_indices_alone(monkeypatch, capsys):
 def test_greedy_prints_its_table(capsys):
   assert len(greedy.run(TINY, 1)) == 2
   assert "without the prompt" in capsys.readouterr().out
+
+
+def test_latency_prints_its_table(capsys, monkeypatch):
+  monkeypatch.setattr(latency, "ROUNDS", 1)
+  ratios = latency.run(TINY, 1)
+  assert len(ratios) == 4 and ratios["PRM"] == 1
+  assert "NAR4Rec" in capsys.readouterr().out
 
 
 def test_list_auc_counts_ordered_pairs():
