@@ -69,7 +69,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatorConfig:
-  """List evaluators A, S and B (one fit each, on disjoint thirds)."""
+  """Networks that foretell feedback: of how many numbers, and how fitted."""
 
   dim: int = _within(64, 1)
   max_epochs: int = _within(3, 1)
@@ -247,7 +247,8 @@ class Config:
   world: WorldConfig = WorldConfig()
   data: DataConfig = DataConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
-  evaluators: EvaluatorConfig = EvaluatorConfig()
+  evaluators: EvaluatorConfig = EvaluatorConfig()  # A, S and B.
+  response: EvaluatorConfig = EvaluatorConfig()  # Users of sessions.
   policy: PolicyConfig = PolicyConfig()
   next_item: NextItemConfig = NextItemConfig()
   session: SessionConfig = SessionConfig()

@@ -12,10 +12,10 @@ from rerank_rl.training.stages import session as stage
 from tests import toys
 
 SMALL = toys.SESSIONS | {
-  "evaluators.dim": 16,
-  "evaluators.max_epochs": 12,
-  "evaluators.batch_size": 64,
-  "evaluators.dropout": 0.0,
+  "response.dim": 16,
+  "response.max_epochs": 12,
+  "response.batch_size": 64,
+  "response.dropout": 0.0,
   "world.num_train": 4000,
   "world.num_test": 300,
 }

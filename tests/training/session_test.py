@@ -93,10 +93,10 @@ def test_a_finished_run_is_only_judged_again(done):
     ),
     (
       {
-        "evaluators.members": 2,
+        "response.members": 2,
         "stages": ("tokenizer", "response", "session"),
       },
-      "config.evaluators.members=2",
+      "config.response.members=2",
     ),
   ],
 )

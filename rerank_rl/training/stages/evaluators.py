@@ -181,10 +181,15 @@ def log_loss(logits: np.ndarray, impressions) -> float:
 
 
 def fit(
-  setting: Run, stage: str, name: str, model: Network, rows
+  setting: Run,
+  stage: str,
+  name: str,
+  model: Network,
+  rows: tuple[Any, Any],
+  config: EvaluatorConfig,
 ) -> ensemble.Fitted:
   """Fits, stops and calibrates one evaluator; arguments as in `fit_to`."""
-  fitted = fit_to(setting, stage, name, model, rows)
+  fitted = fit_to(setting, stage, name, model, rows, config)
   logits = predict(model, fitted, setting.catalogue.features, rows[1])
   scale, shift = calibrate(logits, rows[1])
   logging.info("%s %s: scale %s, shift %s.", stage, name, scale, shift)
@@ -197,6 +202,7 @@ def fit_to(
   name: str,
   model: Network,
   rows: tuple[Any, Any],
+  config: EvaluatorConfig,
 ) -> ensemble.Fitted:
   """Fits a network and stops it by log-loss, without calibration.
 
@@ -206,11 +212,11 @@ def fit_to(
     name: the evaluator's; seeds it.
     model: the network; it says what is minimised.
     rows: (training rows, held-out rows).
+    config: how.
 
   Returns:
     A Fitted of scale 1 and shift 0.
   """
-  config = setting.config.evaluators
   train, held = rows
   numbers = train_config(config, schema.num_rows(train))
   features = setting.catalogue.features
@@ -258,8 +264,8 @@ def run(setting: Setting) -> Setting:
   models = {name: model_of(setting, name) for name in KINDS}
   if not ready(setting, STAGE):
     fitted = {
-      name: fit(setting, STAGE, name, models[name], third(setting, name))
-      for name in KINDS
+      name: fit(setting, STAGE, name, own, third(setting, name), config)
+      for name, own in models.items()
     }
     keep_fitted(setting, STAGE, fitted)
   return judged(setting, STAGE, models)
@@ -278,11 +284,11 @@ def uncalibrated(
   Returns:
     With `judges[stage]`.
   """
-  setting = setting.identified(
-    stage, setting.identity["data"], setting.config.evaluators
-  )
+  config = setting.config.evaluators
+  setting = setting.identified(stage, setting.identity["data"], config)
   if not ready(setting, stage):
-    fitted = fit_to(setting, stage, stage, model, third(setting, "a"))
+    rows = third(setting, "a")
+    fitted = fit_to(setting, stage, stage, model, rows, config)
     keep_fitted(setting, stage, {stage: fitted})
   return judged(setting, stage, {stage: model})
 

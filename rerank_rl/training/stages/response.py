@@ -15,10 +15,10 @@ STAGE = "response"
 
 def check(config: Config) -> None:
   """Raises ConfigError: numbers that no model of users can have."""
-  if config.evaluators.members != 1:
+  if config.response.members != 1:
     raise ConfigError(
-      f"config.evaluators.members={config.evaluators.members}: a user answers "
-      "as one model says; use 1."
+      f"config.response.members={config.response.members}: a user answers as "
+      "one model says; use 1."
     )
   if config.data.name == "trust":
     raise ConfigError(
@@ -28,8 +28,8 @@ def check(config: Config) -> None:
 
 
 def model_of(setting: SessionRun) -> ResponseModel:
-  """The network, as wide as evaluators are."""
-  config, data = setting.config.evaluators, setting.dataset
+  """The configured network."""
+  config, data = setting.config.response, setting.dataset
   return ResponseModel(
     slots=data.slate_size,
     signals=len(data.signals),
@@ -48,15 +48,16 @@ def run(setting: SessionRun) -> SessionRun:
   Returns:
     With judges "a" and "b".
   """
-  setting = setting.identified(
-    STAGE, setting.identity["data"], setting.config.evaluators
-  )
+  config = setting.config.response
+  setting = setting.identified(STAGE, setting.identity["data"], config)
   logs = setting.dataset.logs
   models = dict.fromkeys(logs, model_of(setting))
   if not ready(setting, STAGE):
     fitted = {}
     for name, rows in logs.items():
       both = evaluators.parted(rows, f"response model {name.upper()}")
-      fitted[name] = evaluators.fit(setting, STAGE, name, models[name], both)
+      fitted[name] = evaluators.fit(
+        setting, STAGE, name, models[name], both, config
+      )
     evaluators.keep_fitted(setting, STAGE, fitted)
   return evaluators.judged(setting, STAGE, models)
