@@ -166,7 +166,7 @@ class DistillConfig:
   objective: str = "distill"  # distill | preference
   lists: int = _within(4, 1)  # The best of the mined.
   hard: float = _within(1.0, 0)  # Weight of the items' cross-entropy.
-  soft: float = _within(1.0, 0)  # Weight of the KL to the soft labels, alpha.
+  soft: float = _within(0.3, 0)  # Weight of the KL to the soft labels, alpha.
   # Temperatures, in units of utility: of soft labels and of lists' weights.
   tau_q: float = _within(0.05, _TINY)
   tau: float = _within(0.05, _TINY)
