@@ -22,7 +22,7 @@ CONFIGS = sorted(
 VARIANTS = {
   "value": ("", "smoke", "kuairand_pure", "movielens_1m,recovery"),
   "next_item": ("", "smoke", "amazon_beauty"),
-  "session": ("", "smoke", "trust", "trust,smoke"),
+  "session": ("", "smoke", "trust", "trust,smoke", "learnt,kuairand_pure"),
 }
 
 
