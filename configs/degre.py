@@ -7,7 +7,7 @@ beams over training requests; the policy learns the lists found and, at each of
 their prefixes, what the evaluator says of every candidate. It serves greedily.
 
 Ablations, as flags; mined lists are shared where nothing of theirs changes:
-  hard labels only     --config.distill.soft=0
+  soft labels' weight  --config.distill.soft=1; 0 leaves hard labels alone
   soft labels only     --config.distill.hard=0
   mining depth, width  --config.distill.lists=1; --config.mine.width=4
   sharpness of labels  --config.distill.tau_q=.2
