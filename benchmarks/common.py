@@ -35,6 +35,11 @@ class Setting:
   features: int = 8
   data: Sizes = Sizes(codes=256, levels=3, slots=6, history=20, candidates=50)
 
+  @property
+  def policy(self) -> PolicyConfig:
+    """The network's widths."""
+    return PolicyConfig(dim=self.dim, layers=self.layers, heads=self.heads)
+
   def __str__(self):
     d = self.data
     return (
@@ -84,10 +89,7 @@ def problem(setting: Setting, seed: int = 0) -> Problem:
     scores=jnp.asarray(random.normal(size=(B, data.candidates)), jnp.float32),
     size=jnp.full((B,), data.slots, jnp.int32),
   )
-  config = PolicyConfig(
-    dim=setting.dim, layers=setting.layers, heads=setting.heads
-  )
-  policy = make_policy(config, data)
+  policy = make_policy(setting.policy, data)
   params = jax.jit(policy.init)(jax.random.key(seed), catalogue, request)
   return Problem(policy, params, catalogue, request)
 

@@ -4,6 +4,7 @@ python -m benchmarks.greedy [--large]: one slate a request, prompt included and
 without it (the game prepared beforehand).
 """
 
+from collections.abc import Callable
 import functools
 
 from absl import app
@@ -16,29 +17,42 @@ from rerank_rl.decoding import beam, sample
 WIDTH = 8
 
 
-def run(setting: common.Setting, pairs: int) -> list[float]:
-  """Prints the table; greedy's time over the beam's: whole, without prompt."""
-  policy, params, catalogue, request = common.problem(setting)
+def greedy(policy, params, game):
+  """One greedy slate a request, i32[B, K]."""
+  key = jax.random.key(0)  # Unused at temperature 0.
+  return sample.chains(policy, params, game, key, 1, 0.0).slate[:, 0]
 
-  def greedy(params, game):
-    key = jax.random.key(0)  # Unused at temperature 0.
-    return sample.chains(policy, params, game, key, 1, 0.0).slate[:, 0]
 
-  def wide(params, game):
-    return beam.beam(policy, params, game, WIDTH).slate[:, 0]
+def wide(policy, params, game):
+  """The best slate of a beam, i32[B, K]."""
+  return beam.beam(policy, params, game, WIDTH).slate[:, 0]
+
+
+def whole(problem: common.Problem, decode: Callable) -> Callable:
+  """() -> slates, prompt included; decode: (policy, params, game) -> slates."""
+  policy, params, catalogue, request = problem
 
   @jax.jit
-  def prepare(params, request):
-    return sample.prepare(policy, params, catalogue, request)
+  def rank(params, request):
+    # The request is an argument: a constant's trie would be built beforehand.
+    game = sample.prepare(policy, params, catalogue, request)
+    return decode(policy, params, game)
+
+  return functools.partial(rank, params, request)
+
+
+def run(setting: common.Setting, pairs: int) -> list[float]:
+  """Prints the table; greedy's time over the beam's: whole, without prompt."""
+  problem = common.problem(setting)
+  policy, params, catalogue, request = problem
 
   def timed(decode):
     """(with the prompt, without it)."""
-    # The request is an argument: a constant's trie would be built beforehand.
-    whole = jax.jit(lambda p, r: decode(p, prepare(p, r)))
-    alone = functools.partial(jax.jit(decode), params, game)
-    return functools.partial(whole, params, request), alone
+    alone = jax.jit(functools.partial(decode, policy))
+    return whole(problem, decode), functools.partial(alone, params, game)
 
-  game = prepare(params, request)
+  prepare = jax.jit(functools.partial(sample.prepare, policy))
+  game = prepare(params, catalogue, request)
   names = ("whole", "without the prompt")
   calls = dict(zip(names, zip(timed(greedy), timed(wide)), strict=True))
   flat = [call for pair in calls.values() for call in pair]

@@ -4,7 +4,6 @@ python -m benchmarks.latency [--large]: requests come one at a time, prompt
 included; the same sizes for all, random parameters, everything compiled before.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -12,22 +11,16 @@ from absl import app
 import jax
 import numpy as np
 
-from benchmarks import common
-from rerank_rl.config import PolicyConfig
-from rerank_rl.decoding import beam, sample
+from benchmarks import common, greedy
 from rerank_rl.models import rerankers
 
-WIDTH = 8
 ROUNDS = 20  # A tail needs more calls than a median.
 
 
 def _reranker(setting: common.Setting, problem: common.Problem, queries: int):
   """() -> slates of a supervised reranker with `queries` score rows."""
   sizes = setting.data
-  config = PolicyConfig(
-    dim=setting.dim, layers=setting.layers, heads=setting.heads
-  )
-  model = rerankers.make_reranker(config, sizes, queries)
+  model = rerankers.make_reranker(setting.policy, sizes, queries)
   params = jax.jit(model.init)(
     jax.random.key(0), problem.catalogue, problem.request
   )
@@ -40,27 +33,6 @@ def _reranker(setting: common.Setting, problem: common.Problem, queries: int):
   return functools.partial(rank, params, problem.request)
 
 
-def _decoder(problem: common.Problem, decode: Callable):
-  """() -> slates of the policy; decode: (policy, params, game) -> slates."""
-  policy, params, catalogue, request = problem
-
-  @jax.jit
-  def rank(params, request):
-    game = sample.prepare(policy, params, catalogue, request)
-    return decode(policy, params, game)
-
-  return functools.partial(rank, params, request)
-
-
-def _greedy(policy, params, game):
-  key = jax.random.key(0)  # Unused at temperature 0.
-  return sample.chains(policy, params, game, key, 1, 0.0).slate[:, 0]
-
-
-def _beam(policy, params, game):
-  return beam.beam(policy, params, game, WIDTH).slate[:, 0]
-
-
 def run(setting: common.Setting, pairs: int) -> dict[str, float]:
   """Prints the table; each one's median wait over PRM's."""
   setting = dataclasses.replace(setting, requests=1, group=1)
@@ -68,8 +40,8 @@ def run(setting: common.Setting, pairs: int) -> dict[str, float]:
   ways = {
     "PRM": _reranker(setting, problem, 1),
     "NAR4Rec": _reranker(setting, problem, setting.data.slots),
-    "policy, one greedy pass": _decoder(problem, _greedy),
-    f"policy, beam of {WIDTH}": _decoder(problem, _beam),
+    "policy, one greedy pass": greedy.whole(problem, greedy.greedy),
+    f"policy, beam of {greedy.WIDTH}": greedy.whole(problem, greedy.wide),
   }
   times = common.paired(*ways.values(), pairs=ROUNDS * pairs)
   ratios, rows = {}, []
