@@ -5,13 +5,14 @@ the candidates are permuted (GloRank: none with global tokens), and the
 variance over permutations of the gradient of an output row (Prop. 2.1).
 """
 
+import dataclasses
+
 from absl import app
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from rerank_rl.config import PolicyConfig
 from rerank_rl.decoding import sample
 from rerank_rl.models.policy import make_policy
 from rerank_rl.rl import learner
@@ -105,9 +106,7 @@ def run(setting: common.Setting) -> dict:
   problem = common.problem(setting)
   found = {}
   for head, table in ROWS.items():
-    config = PolicyConfig(
-      head=head, dim=setting.dim, layers=setting.layers, heads=setting.heads
-    )
+    config = dataclasses.replace(setting.policy, head=head)
     policy = make_policy(config, setting.data)
     params = jax.jit(policy.init)(
       jax.random.key(1), problem.catalogue, problem.request
