@@ -5,7 +5,9 @@
 No critic, no reference policy, no clipping: log pi - log pi_old is regressed
 to the leaf's advantage plus the mean of the next state's log-ratios. The
 theorem behind it holds for binary rewards alone; here the reward is graded.
-Variants: see configs/common.py.
+Each batch is fitted in several steps: the first is REINFORCE's, which makes
+what is likely likelier still; later ones let go of what has reached its target,
+and so keep slates that are as good but rarer. Variants: see configs/common.py.
 """
 
 from configs import common
@@ -14,6 +16,7 @@ CHANGES = {
   "name": "rover",
   "rl.credit": "centred",
   "rl.objective": "uniform_q",
+  "rl.epochs": 4,
   "rl.kl": 0.0,
   "rl.entropy": 0.0,
 }

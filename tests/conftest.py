@@ -1,6 +1,7 @@
 """Eight devices on any machine; silent mistakes raise."""
 
 import os
+import tempfile
 
 # Before JAX meets a device: it reads its flags once.
 os.environ["XLA_FLAGS"] = (
@@ -10,6 +11,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile a thousand programs and run each a few times; processes that
 # they start must compute the same bits, hence inherit this.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# What one process has compiled the others load: workers and what they start
+# inherit the folder of whoever comes first.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _programs = tempfile.TemporaryDirectory(prefix="programs-")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 

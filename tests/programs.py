@@ -10,21 +10,17 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def start(module, *argv, devices=1, cache=None) -> subprocess.Popen:
+def start(module, *argv, devices=1) -> subprocess.Popen:
   """Starts `python -m module argv` on CPU devices.
 
   Args:
     module: dotted name.
     *argv: arguments, made text.
     devices: how many it sees.
-    cache: folder of compiled programs, so that only the work is repeated.
   """
   env = dict(os.environ, PYTHONPATH=str(ROOT))
   # The last flag wins; the rest is what this process compiles with.
   env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
-  if cache is not None:
-    env["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   return subprocess.Popen(
     [sys.executable, "-m", module, *map(str, argv)],
     env=env,

@@ -16,10 +16,8 @@ ROWS = micro.KINDS["mine"]["mine.requests"]
 SHARDS = micro.KINDS["mine"]["mine.shards"]
 
 
-def _start(root, cache, *cluster):
-  return programs.start(
-    "tests.end_to_end.micro", root, "mine", *cluster, cache=cache
-  )
+def _start(root, *cluster):
+  return programs.start("tests.end_to_end.micro", root, "mine", *cluster)
 
 
 def _shards(root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -45,14 +43,14 @@ def _said(text: str) -> list[int]:
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
   folder = tmp_path_factory.mktemp("mine")
-  (text,) = programs.finish(_start(folder / "calm", folder / "cache"))
+  (text,) = programs.finish(_start(folder / "calm"))
   assert _said(text) == list(range(SHARDS))
   return folder
 
 
 def test_killed_halfway_no_shard_is_lost_or_made_twice(calm):
   root = calm / "killed"
-  run = _start(root, calm / "cache")
+  run = _start(root)
   while len(_shards(root)) < 3 and run.poll() is None:
     time.sleep(0.005)
   run.send_signal(signal.SIGKILL)
@@ -61,7 +59,7 @@ def test_killed_halfway_no_shard_is_lost_or_made_twice(calm):
     name: path.stat().st_mtime_ns for name, path in _shards(root).items()
   }
   assert 3 <= len(before) < SHARDS
-  (text,) = programs.finish(_start(root, calm / "cache"))
+  (text,) = programs.finish(_start(root))
   assert len(_said(text)) == SHARDS - len(before)
   assert all(
     _shards(root)[n].stat().st_mtime_ns == t for n, t in before.items()
@@ -76,9 +74,7 @@ def test_two_processes_mine_disjoint_shards(calm):
   root, port = calm / "two", programs.free_port()
   one, two = map(
     _said,
-    programs.finish(
-      *(_start(root, calm / "cache", port, 2, p) for p in range(2))
-    ),
+    programs.finish(*(_start(root, port, 2, p) for p in range(2))),
   )
   assert sorted(one + two) == list(range(SHARDS))
   assert one and two

@@ -15,18 +15,16 @@ from rerank_rl.evaluation import report
 from tests import programs
 
 
-def _start(root, cache, *cluster):
-  return programs.start(
-    "tests.end_to_end.micro", root, "whole", *cluster, cache=cache
-  )
+def _start(root, *cluster):
+  return programs.start("tests.end_to_end.micro", root, "whole", *cluster)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run")
-  programs.finish(_start(folder / "calm", folder / "cache"))
+  programs.finish(_start(folder / "calm"))
   begin = time.monotonic()
-  programs.finish(_start(folder / "warm", folder / "cache"))
+  programs.finish(_start(folder / "warm"))
   return folder, time.monotonic() - begin
 
 
@@ -77,21 +75,20 @@ def test_killed_anywhere_the_run_ends_the_same(undisturbed):
   root = folder / "killed"
   moments = random.Random(0)
   for _ in range(int(os.environ.get("KILLS", "3"))):
-    run = _start(root, folder / "cache")
+    run = _start(root)
     try:
       run.wait(timeout=moments.uniform(0.2, 0.9) * seconds)
     except subprocess.TimeoutExpired:
       run.send_signal(signal.SIGKILL)
       run.communicate()
-  programs.finish(_start(root, folder / "cache"))
+  programs.finish(_start(root))
   _same(folder / "calm", root)
 
 
 def test_two_processes_do_the_whole_job(undisturbed):
   folder, _ = undisturbed
   root, port = folder / "two", programs.free_port()
-  cache = folder / "cache"
-  programs.finish(*(_start(root, cache, port, 2, p) for p in range(2)))
+  programs.finish(*(_start(root, port, 2, p) for p in range(2)))
   one, two = (
     {
       row["system"]: row["metrics"]
@@ -113,5 +110,5 @@ def test_a_finished_run_does_no_work_again(undisturbed):
     p: p.stat().st_mtime_ns for p in (folder / "warm").glob("*-*/**/*")
   }
   before = files()
-  programs.finish(_start(folder / "warm", folder / "cache"))
+  programs.finish(_start(folder / "warm"))
   assert files() == before

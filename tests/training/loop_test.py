@@ -237,7 +237,7 @@ def launch(*flags, **kwargs):
 def test_sigkill_at_any_moment(tmp_path, alone):
   folder, rng = tmp_path / "killed", np.random.default_rng()
   for count in range(int(os.environ.get("KILLS", "2"))):
-    process = launch(folder, "--pause", 0.02, devices=1, cache=tmp_path)
+    process = launch(folder, "--pause", 0.02, devices=1)
     seen = lines(folder).count(b"train") if count else 0
     while process.poll() is None:
       if (folder / "metrics.jsonl").exists():
@@ -247,7 +247,7 @@ def test_sigkill_at_any_moment(tmp_path, alone):
     time.sleep(rng.uniform(0, 0.6))
     process.kill()
     process.communicate()
-  programs.finish(launch(folder, devices=1, cache=tmp_path))
+  programs.finish(launch(folder, devices=1))
   with np.load(folder / "result.npz") as result:
     chex.assert_trees_all_equal(dict(result), alone[1])
   assert lines(folder) == lines(alone[0])
@@ -259,9 +259,7 @@ def test_one_and_two_processes_interchange(tmp_path, alone):
     toy.begin(from_one, toy.Batches(16, limit=10), mesh=one())
   address = f"localhost:{programs.free_port()}"
   flags = [from_one, "--partial", from_two, "--coordinator", address]
-  pair = [
-    launch(*flags, "--process", p, devices=2, cache=tmp_path) for p in range(2)
-  ]
+  pair = [launch(*flags, "--process", p, devices=2) for p in range(2)]
   programs.finish(*pair)
   with np.load(from_one / "result.npz") as result:
     chex.assert_trees_all_close(dict(result), alone[1], rtol=1e-9)
