@@ -16,7 +16,7 @@ CHANGES = {
   "name": "rover",
   "rl.credit": "centred",
   "rl.objective": "uniform_q",
-  "rl.epochs": 4,
+  "rl.epochs": 8,
   "rl.kl": 0.0,
   "rl.entropy": 0.0,
 }

@@ -29,6 +29,7 @@ TINY = {
   "evaluators.batch_size": 64,
   "evaluators.dim": 8,
   "policy.dim": 8,
+  "policy.layers": 1,
   "sft.steps": 20,
   "sft.batch_size": 16,
   "sft.warmup_steps": 2,

@@ -268,9 +268,17 @@ def step(method, catalogue, reward, reference, state, batch, key):
   grad = jax.grad(loss, has_aux=True)
   grads, (scores, main) = grad(state.params)
   state = states.apply_gradients(state, grads, method.tx, method.decay)
-  for _ in range(config.epochs - 1):
-    grads, (scores, main) = grad(state.params)
-    state = states.apply_gradients(state, grads, method.tx, method.decay)
+  if config.epochs > 1:  # A loop, so that they are compiled once.
+
+    def again(_, reached):
+      state, *_ = reached
+      grads, (scores, main) = grad(state.params)
+      state = states.apply_gradients(state, grads, method.tx, method.decay)
+      return state, scores, main
+
+    state, scores, main = jax.lax.fori_loop(
+      1, config.epochs, again, (state, scores, main)
+    )
   figures = diagnostics(method, tree, outcome, given, scores, old, main)
   return state, figures | extra
 
