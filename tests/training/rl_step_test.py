@@ -15,11 +15,7 @@ from rerank_rl.training.stages import rl
 from rerank_rl.types import PAD, Impression, Outcome
 from tests import toys
 
-TRAIN = TrainConfig(
-  learning_rate=0.01, warmup_steps=0, weight_decay=0.0, ema=0.9
-)
 PARTS = ("policy", "critic")
-TX = states.optimizer(TRAIN, PARTS)
 
 
 def _batch():
@@ -45,8 +41,12 @@ def _different(impression, slate):
 
 
 @functools.cache
-def _stepped(explore, credit, reward):
+def _stepped(explore, credit, reward, rate=0.01, **more):
   """(state before, after, metrics) of one step."""
+  train = TrainConfig(
+    learning_rate=rate, warmup_steps=0, weight_decay=0.0, ema=0.9
+  )
+  tx = states.optimizer(train, PARTS)
   policy, params = toys.policy("global", layers=1)
   critic = Critic(policy.levels, policy.slots)
 
@@ -57,11 +57,10 @@ def _stepped(explore, credit, reward):
     root = game.prompt.root[:, None]
     return critic.init(jax.random.key(1), game.prompt, root, 0, slot)["params"]
 
-  state = states.create({"policy": params, "critic": init(params)}, TX)
-  config = RLConfig(
-    explore=explore, credit=credit, group=4, budget=16, kl=0.0, entropy=0.0
-  )
-  method = rl.Method(policy, config, TX, TRAIN.ema, 0.9)
+  state = states.create({"policy": params, "critic": init(params)}, tx)
+  parts = {"explore": explore, "credit": credit, **more}
+  config = RLConfig(group=4, budget=16, kl=0.0, entropy=0.0, **parts)
+  method = rl.Method(policy, config, tx, train.ema, 0.9)
   step = jax.jit(functools.partial(rl.step, method), static_argnums=1)
   key = jax.random.key(2)
   after, metrics = step(toys.catalogue(), reward, params, state, _batch(), key)
@@ -92,3 +91,22 @@ def test_the_critics_advantages_move_the_policy():
   before, after, metrics = _stepped("chains", "critic", _different)
   assert _moved(before, after, "policy") > 1e-3
   assert metrics["zero_variance_groups"][0] < 4
+
+
+def test_a_batch_is_fitted_in_as_many_steps_as_asked():
+  """The rollouts stay, the loss on them falls."""
+  out = [
+    _stepped(
+      "chains",
+      "centred",
+      _different,
+      rate=1e-4,
+      objective="uniform_q",
+      epochs=epochs,
+    )
+    for epochs in (1, 2, 4)
+  ]
+  assert [int(after.step) for _, after, _ in out] == [1, 2, 4]
+  assert len({float(seen["reward"][0]) for *_, seen in out}) == 1
+  first, _, last = (float(seen["loss"][0]) for *_, seen in out)
+  assert last < 0.9 * first
