@@ -5,7 +5,7 @@ and the judge B is another network than A and S. Each is stopped by the
 log-loss of rows held out of its own third and then calibrated on them.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 import dataclasses
 import functools
 import math
@@ -180,43 +180,15 @@ def log_loss(logits: np.ndarray, impressions) -> float:
   return float(np.mean(np.logaddexp(0, x) - y * x))
 
 
-def fit(
+def _fit(
   setting: Run,
   stage: str,
   name: str,
   model: Network,
-  rows: tuple[Any, Any],
+  rows: tuple[Impression, Impression],
   config: EvaluatorConfig,
 ) -> ensemble.Fitted:
-  """Fits, stops and calibrates one evaluator; arguments as in `fit_to`."""
-  fitted = fit_to(setting, stage, name, model, rows, config)
-  logits = predict(model, fitted, setting.catalogue.features, rows[1])
-  scale, shift = calibrate(logits, rows[1])
-  logging.info("%s %s: scale %s, shift %s.", stage, name, scale, shift)
-  return ensemble.Fitted(fitted.params, scale, shift)
-
-
-def fit_to(
-  setting: Run,
-  stage: str,
-  name: str,
-  model: Network,
-  rows: tuple[Any, Any],
-  config: EvaluatorConfig,
-) -> ensemble.Fitted:
-  """Fits a network and stops it by log-loss, without calibration.
-
-  Args:
-    setting: the run's.
-    stage: whose folder gets the checkpoints, under `name`.
-    name: the evaluator's; seeds it.
-    model: the network; it says what is minimised.
-    rows: (training rows, held-out rows).
-    config: how.
-
-  Returns:
-    A Fitted of scale 1 and shift 0.
-  """
+  """Fits a network to the first rows and stops it by the others' log-loss."""
   train, held = rows
   numbers = train_config(config, schema.num_rows(train))
   features = setting.catalogue.features
@@ -251,24 +223,61 @@ def fit_to(
   return ensemble.Fitted(local(out.best_params), fresh.scale, fresh.shift)
 
 
+def learnt(
+  setting: AnyRun,
+  stage: str,
+  models: Mapping[str, Network],
+  rows: Callable[[str], tuple[Impression, Impression]],
+  config: EvaluatorConfig,
+  *facts: Any,
+  calibrated: bool = True,
+) -> AnyRun:
+  """Fits or reloads a stage's networks, which then are among the judges.
+
+  Args:
+    setting: with data.
+    stage: whose folder gets the checkpoints, under the networks' names.
+    models: networks by name, which also seeds them; they say what is minimised.
+    rows: (name) -> (training rows, held-out rows).
+    config: how they are fitted.
+    *facts: what else the stage hangs on.
+    calibrated: on the held-out rows; else scale 1 and shift 0.
+
+  Returns:
+    With `judges` of these names.
+  """
+  setting = setting.identified(stage, setting.identity["data"], config, *facts)
+  if not ready(setting, stage):
+    tree = {}
+    for name, model in models.items():
+      own = rows(name)
+      fitted = _fit(setting, stage, name, model, own, config)
+      scale, shift = fitted.scale, fitted.shift
+      if calibrated:
+        held = own[1]
+        said = predict(model, fitted, setting.catalogue.features, held)
+        scale, shift = calibrate(said, held)
+        logging.info("%s %s: scale %s, shift %s.", stage, name, scale, shift)
+      tree[name] = {"params": fitted.params, "scale": scale, "shift": shift}
+    keep(setting, stage, tree)
+  tree, _ = load_artifact(setting.folder(stage))
+  judges = {
+    name: Judge(model, ensemble.Fitted(**jax.tree.map(jnp.asarray, tree[name])))
+    for name, model in models.items()
+  }
+  return dataclasses.replace(setting, judges={**setting.judges, **judges})
+
+
 def run(setting: Setting) -> Setting:
   """Fits or reloads A, S and B.
 
   Returns:
     With `judges`.
   """
-  config = setting.config.evaluators
-  setting = setting.identified(
-    STAGE, setting.identity["data"], config, fingerprint(KINDS)
-  )
   models = {name: model_of(setting, name) for name in KINDS}
-  if not ready(setting, STAGE):
-    fitted = {
-      name: fit(setting, STAGE, name, own, third(setting, name), config)
-      for name, own in models.items()
-    }
-    keep_fitted(setting, STAGE, fitted)
-  return judged(setting, STAGE, models)
+  rows = functools.partial(third, setting)
+  config = setting.config.evaluators
+  return learnt(setting, STAGE, models, rows, config, fingerprint(KINDS))
 
 
 def uncalibrated(
@@ -284,33 +293,6 @@ def uncalibrated(
   Returns:
     With `judges[stage]`.
   """
+  rows = lambda name: third(setting, "a")
   config = setting.config.evaluators
-  setting = setting.identified(stage, setting.identity["data"], config)
-  if not ready(setting, stage):
-    rows = third(setting, "a")
-    fitted = fit_to(setting, stage, stage, model, rows, config)
-    keep_fitted(setting, stage, {stage: fitted})
-  return judged(setting, stage, {stage: model})
-
-
-def keep_fitted(
-  setting: Run, stage: str, fitted: Mapping[str, ensemble.Fitted]
-) -> None:
-  """Saves evaluators as the stage's artifact."""
-  plain = {
-    name: {"params": f.params, "scale": f.scale, "shift": f.shift}
-    for name, f in fitted.items()
-  }
-  keep(setting, stage, plain)
-
-
-def judged(
-  setting: AnyRun, stage: str, models: Mapping[str, Network]
-) -> AnyRun:
-  """The setting with what a stage has fitted among its judges."""
-  tree, _ = load_artifact(setting.folder(stage))
-  judges = {
-    name: Judge(model, ensemble.Fitted(**jax.tree.map(jnp.asarray, tree[name])))
-    for name, model in models.items()
-  }
-  return dataclasses.replace(setting, judges={**setting.judges, **judges})
+  return learnt(setting, stage, {stage: model}, rows, config, calibrated=False)

@@ -7,7 +7,6 @@ in both was not one model's whim.
 from rerank_rl.config import Config, ConfigError
 from rerank_rl.models.response import ResponseModel
 from rerank_rl.training.session import SessionRun
-from rerank_rl.training.setting import ready
 from rerank_rl.training.stages import evaluators
 
 STAGE = "response"
@@ -48,16 +47,13 @@ def run(setting: SessionRun) -> SessionRun:
   Returns:
     With judges "a" and "b".
   """
-  config = setting.config.response
-  setting = setting.identified(STAGE, setting.identity["data"], config)
   logs = setting.dataset.logs
-  models = dict.fromkeys(logs, model_of(setting))
-  if not ready(setting, STAGE):
-    fitted = {}
-    for name, rows in logs.items():
-      both = evaluators.parted(rows, f"response model {name.upper()}")
-      fitted[name] = evaluators.fit(
-        setting, STAGE, name, models[name], both, config
-      )
-    evaluators.keep_fitted(setting, STAGE, fitted)
-  return evaluators.judged(setting, STAGE, models)
+  return evaluators.learnt(
+    setting,
+    STAGE,
+    dict.fromkeys(logs, model_of(setting)),
+    lambda name: evaluators.parted(
+      logs[name], f"response model {name.upper()}"
+    ),
+    setting.config.response,
+  )
