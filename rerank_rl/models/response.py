@@ -63,8 +63,9 @@ class ResponseModel(nn.Module):
     self.item = Mlp((self.dim, self.dim), self.dropout)
     self.profile = nn.Dense(self.dim)
     self.start = self.param("start", nn.initializers.zeros, (self.dim,))
+    dtype = jnp.dtype(jnp.float32)
     self.blocks = [
-      Block(self.dim, self.heads, jnp.float32, self.dropout, name=f"block_{i}")
+      Block(self.dim, self.heads, dtype, self.dropout, name=f"block_{i}")
       for i in range(self.layers)
     ]
     self.slope = self.param("slope", _slopes, (self.layers, self.heads))
