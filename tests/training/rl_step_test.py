@@ -104,9 +104,9 @@ def test_a_batch_is_fitted_in_as_many_steps_as_asked():
       objective="uniform_q",
       epochs=epochs,
     )
-    for epochs in (1, 2, 4)
+    for epochs in (1, 4)
   ]
-  assert [int(after.step) for _, after, _ in out] == [1, 2, 4]
+  assert [int(after.step) for _, after, _ in out] == [1, 4]
   assert len({float(seen["reward"][0]) for *_, seen in out}) == 1
-  first, _, last = (float(seen["loss"][0]) for *_, seen in out)
+  first, last = (float(seen["loss"][0]) for *_, seen in out)
   assert last < 0.9 * first
