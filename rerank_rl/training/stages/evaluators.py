@@ -252,13 +252,17 @@ def learnt(
     for name, model in models.items():
       own = rows(name)
       fitted = _fit(setting, stage, name, model, own, config)
-      scale, shift = fitted.scale, fitted.shift
       if calibrated:
-        held = own[1]
+        _, held = own
         said = predict(model, fitted, setting.catalogue.features, held)
         scale, shift = calibrate(said, held)
         logging.info("%s %s: scale %s, shift %s.", stage, name, scale, shift)
-      tree[name] = {"params": fitted.params, "scale": scale, "shift": shift}
+        fitted = ensemble.Fitted(fitted.params, scale, shift)
+      tree[name] = {
+        "params": fitted.params,
+        "scale": fitted.scale,
+        "shift": fitted.shift,
+      }
     keep(setting, stage, tree)
   tree, _ = load_artifact(setting.folder(stage))
   judges = {

@@ -266,19 +266,17 @@ def step(method, catalogue, reward, reference, state, batch, key):
     return total / jnp.maximum(main.denominator, 1e-6), (scores, main)
 
   grad = jax.grad(loss, has_aux=True)
-  grads, (scores, main) = grad(state.params)
-  state = states.apply_gradients(state, grads, method.tx, method.decay)
-  if config.epochs > 1:  # A loop, so that they are compiled once.
 
-    def again(_, reached):
-      state, *_ = reached
-      grads, (scores, main) = grad(state.params)
-      state = states.apply_gradients(state, grads, method.tx, method.decay)
-      return state, scores, main
+  def fit(state):
+    grads, (scores, main) = grad(state.params)
+    state = states.apply_gradients(state, grads, method.tx, method.decay)
+    return state, scores, main
 
-    state, scores, main = jax.lax.fori_loop(
-      1, config.epochs, again, (state, scores, main)
-    )
+  reached = fit(state)
+  if config.epochs > 1:  # A loop, so that further steps are compiled once.
+    again = lambda _, reached: fit(reached[0])
+    reached = jax.lax.fori_loop(1, config.epochs, again, reached)
+  state, scores, main = reached
   figures = diagnostics(method, tree, outcome, given, scores, old, main)
   return state, figures | extra
 
