@@ -174,11 +174,9 @@ def log_probs(
     f32[B, X, N]; NEGATIVE where not legal, 0 everywhere if nothing is. No
     legal token falls below the logarithm of the type's least number.
   """
-  start = trie.start[:, level]
-  same = start[:, :, None] == start[:, None]
   mass = masses(scores, items)
   tiny = jnp.finfo(scores.dtype).tiny
-  run = jnp.log(jnp.maximum(_by_run(mass, same), tiny))
+  run = jnp.log(jnp.maximum(run_sum(trie, mass, level), tiny))
   logp = run - jnp.log(jnp.maximum(mass.sum(-1, keepdims=True), tiny))
   logp = jnp.where(first, logp, NEGATIVE)
   return jnp.where(first.any(-1, keepdims=True), logp, 0.0)
@@ -189,6 +187,24 @@ def masses(scores: Array, items: Array) -> Array:
   masked = jnp.where(items, scores, NEGATIVE)
   top = jax.lax.stop_gradient(masked.max(-1, keepdims=True))
   return jnp.where(items, jnp.exp(masked - top), 0)
+
+
+def run_sum(trie: Trie, values: Array, level: Array) -> Array:
+  """Each rank's token: the sum over its run.
+
+  Args:
+    trie: the requests' items.
+    values: f32[B, X, N] by rank, such as `masses`.
+    level: i32[], level of the token; may be traced.
+
+  Returns:
+    f32[B, X, N], equal within a run.
+  """
+  place = jnp.arange(values.shape[-1])[None, None]
+  # Bounds against places are vectorised; start against start is not.
+  inside = place >= trie.start[:, level][..., None]
+  inside &= place < trie.stop[:, level][..., None]
+  return _by_run(values, inside)
 
 
 def run_mean(trie: Trie, values: Array, mass: Array, level: Array) -> Array:
@@ -203,10 +219,9 @@ def run_mean(trie: Trie, values: Array, mass: Array, level: Array) -> Array:
   Returns:
     f32[B, X, N], equal within a run; 0 where a run has no mass.
   """
-  start = trie.start[:, level]
-  same = start[:, :, None] == start[:, None]
   tiny = jnp.finfo(mass.dtype).tiny
-  return _by_run(values * mass, same) / jnp.maximum(_by_run(mass, same), tiny)
+  below = jnp.maximum(run_sum(trie, mass, level), tiny)
+  return run_sum(trie, values * mass, level) / below
 
 
 def log_prob_of(trie: Trie, mass: Array, rank: Array, level: Array) -> Array:

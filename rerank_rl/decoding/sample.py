@@ -140,7 +140,11 @@ def _roll(
     first = legality.children(trie, items, level)
     dist = legality.log_probs(trie, scores, items, first, level)
     mass = legality.masses(scores, items)
-    rank, logq = _draw(uniform, mass, dist, first, temperature)
+    if temperature == 0:
+      rank = _likeliest(trie, mass, level)
+      logq = jnp.full_like(uniform, jnp.nan)
+    else:
+      rank, logq = _draw(uniform, mass, dist, first, temperature)
     some = items.any(-1)
     left = jnp.zeros_like(uniform)
     if carried:
@@ -188,6 +192,15 @@ def _roll(
   )
 
 
+def _likeliest(trie, mass, level):
+  """A rank i32[B, G] that the likeliest token leads to; of equals, the first.
+
+  The tokens' distribution need not be known, nor which rank stands for each.
+  """
+  run = jnp.where(mass > 0, legality.run_sum(trie, mass, level), -1)
+  return jnp.argmax(run, axis=-1).astype(jnp.int32)
+
+
 def _draw(uniform, mass, dist, first, temperature):
   """A rank i32[B, G] that the next token leads to, and log q.
 
@@ -196,10 +209,6 @@ def _draw(uniform, mass, dist, first, temperature):
   f32[B, G, N], and the token is the one that leads to it: the tokens'
   distribution f32[B, G, N] need not be known, and log q, None, is log p.
   """
-  if temperature == 0:
-    best = jnp.argmax(jnp.where(first, dist, 2 * legality.NEGATIVE), axis=-1)
-    logq = jnp.full_like(dist[..., 0], jnp.nan)
-    return best.astype(jnp.int32), logq
   if temperature == 1:
     return _invert(uniform, mass), None
   tempered = legality.renormalise(dist / temperature, first)
