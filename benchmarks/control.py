@@ -16,7 +16,7 @@ from benchmarks import common, runs
 from launch import errors
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import figures
-from rerank_rl.training import goals, session
+from rerank_rl.training import goals
 from rerank_rl.training.session import SessionRun
 from rerank_rl.training.stages import relabel
 
@@ -33,8 +33,8 @@ def played(
   params = setting.params[setting.config.name]
   asked = goals.grid(np.asarray(params["region"]), _SIDE)
   places = {"as in training": setting.environment("train")}
-  if setting.judges:
-    places["as b says"] = session.visitors(setting, "b")
+  if setting.users:
+    places["as b says"] = setting.environment("test")
   act = relabel.act_of(setting)
   return asked, {
     place: goals.measure(setting, "test", act, params, asked, users, users_of)

@@ -4,8 +4,9 @@ python -m benchmarks.fidelity --workdir=RUN: RUN is a run of
 configs/hsrl.py:learnt. The models of users "a" and "b" were fitted to disjoint
 groups of users; both are held against the slates that users of neither group
 were shown, and then judge the same fixed policies with the same users: two
-simulators that can be trusted put them in the same order. In the synthetic
-world the truth does so, too.
+simulators that can be trusted put them in the same order. So do ensembles on
+those models, which have little in common with them, and in the synthetic world
+the truth.
 """
 
 from collections.abc import Mapping
@@ -22,9 +23,9 @@ from benchmarks import common, runs
 from launch import errors
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import judge as judges
+from rerank_rl.simulation import learnt
 from rerank_rl.training import session, session_pipeline
 from rerank_rl.training.session import SessionRun
-from rerank_rl.training.stages import evaluators
 
 METRIC = "total_reward"
 _NOISE = 1.0  # Deviations of the ranker's scores.
@@ -39,15 +40,26 @@ def auc(score: np.ndarray, positive: np.ndarray) -> float:
   return float(above / (own.size * other.size))
 
 
-def answers(setting: SessionRun, name: str) -> list[dict[str, float]]:
+def simulators(setting: SessionRun) -> dict[str, learnt.Learnt]:
+  """Users of every kind that can be learnt, by names like "a, ensemble"."""
+  return {
+    f"{name}, {kind}": users(setting, name)
+    for kind, users in session.LEARNT.items()
+    for name in setting.judges
+  }
+
+
+@jax.jit
+def _chances(law, rows):
+  return learnt.on_log(law.chances, law, rows)
+
+
+def answers(setting: SessionRun, law: learnt.Learnt) -> list[dict[str, float]]:
   """AUC, calibration error and means of each signal, on the test's slates."""
-  model, fitted = setting.judges[name]
   rows = setting.dataset.splits["test"]
-  features = setting.catalogue.features
-  logits = evaluators.predict(model, fitted, features, rows)
-  chance, shown = 1 / (1 + np.exp(-logits)), rows.slate >= 0
+  chance, shown = np.asarray(_chances(law, rows)), rows.slate >= 0
   out = []
-  for signal in range(logits.shape[-1]):
+  for signal in range(chance.shape[-1]):
     p, y = chance[..., signal], rows.feedback[..., signal]
     found = {
       "auc": auc(p[shown], y[shown] > 0.5),
@@ -98,7 +110,9 @@ def policies(setting: SessionRun) -> Mapping[str, tuple[session.Act, Any]]:
 
 def worths(setting: SessionRun) -> dict[str, dict[str, float]]:
   """Policy -> what each simulator, and the truth, says that it is worth."""
-  environments = {name: session.visitors(setting, name) for name in "ab"}
+  environments = {
+    name: learnt.learnt(law) for name, law in simulators(setting).items()
+  }
   systems = dict(policies(setting))
   if setting.config.data.name in session.KNOWN:
     known = session.KNOWN[setting.config.data.name]
@@ -122,13 +136,13 @@ def main(argv: list[str]) -> None:
   """Prints the tables."""
   del argv
   setting = runs.sessions()
-  if not setting.judges:
+  if not setting.users:
     raise ConfigError("--workdir is no run with learnt users; use learnt.")
   rows = [
     (f"{name}, {signal}", *(f"{value:.4f}" for value in found.values()))
-    for name in setting.judges
+    for name, law in simulators(setting).items()
     for signal, found in zip(
-      setting.dataset.signals, answers(setting, name), strict=True
+      setting.dataset.signals, answers(setting, law), strict=True
     )
   ]
   columns = ("model, signal", "AUC", "ECE", "mean predicted", "mean observed")

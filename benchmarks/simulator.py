@@ -166,6 +166,7 @@ class Peer:
     patience = torch.full((B,), config.patience)
     way = torch.randint(len(self._offers), (B,))
     turn = torch.zeros(B, dtype=torch.long)
+    pleasure = torch.zeros(B)
     rewards = []
     with torch.inference_mode():
       for _ in range(sizes.turns):
@@ -181,9 +182,13 @@ class Peer:
         after = both.gather(1, order)[:, K:]
         lost = config.impatience * (1 - clicked.float().mean(1))
         patience = patience - 1 - lost
-        left = patience < 1
+        pleasure += (clicked.float().mean(1) - pleasure) / (turn + 1)
+        chance = config.habit + (1 - config.habit) * config.fondness * pleasure
+        days = (torch.rand(B).log() / torch.log1p(-chance)).ceil()
+        left = torch.where(patience < 1, days, 0) > 0
         history = torch.where(left[:, None], self._history, after)
         patience = patience.masked_fill(left, config.patience)
+        pleasure = pleasure.masked_fill(left, 0)
         way = torch.where(left, torch.randint(len(self._offers), (B,)), way)
         turn = (turn + 1).masked_fill(left, 0)
     return torch.stack(rewards).numpy()

@@ -126,6 +126,7 @@ VARIANTS = {
   "oracle": ORACLE,
   "trust": TRUST,
   "learnt": LEARNT,
+  "ensemble": {"session.users": "ensemble"},
   "recovery": RECOVERY,
   "disentangled": {"session.difference": "disentangled"},
   "good": {"rl.reward": "good"},

@@ -122,7 +122,8 @@ def counting():
   def react(state, slate, key):
     del slate, key
     count, limit = state
-    return (count + 1, limit), (count + 1)[None], count + 1 >= limit
+    away = (count + 1 >= limit).astype(jnp.int32)
+    return (count + 1, limit), (count + 1)[None], away
 
   return session.Environment(
     session.as_is, lambda start, key: (jnp.float32(0), start), request, react

@@ -1,15 +1,23 @@
 """Users of sessions whose behaviour was learnt from a log."""
 
+from collections.abc import Callable
+
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 from rerank_rl.config import SessionConfig
 from rerank_rl.models.response import Memory, ResponseModel
-from rerank_rl.simulation.session import Environment, appended, patience_left
+from rerank_rl.simulation.session import (
+  Environment,
+  appended,
+  days_away,
+  patience_left,
+)
 from rerank_rl.types import PAD, Array, Impression, Request
 
 FADING = 0.95  # What a click leaves of the weight of those before it.
+_ROWS = 256  # Of a log, read at a time.
 
 
 class Learnt(struct.PyTreeNode):
@@ -41,6 +49,15 @@ class Learnt(struct.PyTreeNode):
   def ask(self, method: str, *args) -> Array:
     """Calls a method of the model, in evaluation: there is no dropout."""
     return self.model.apply({"params": self.params}, *args, method=method)
+
+  def chances(self, state: "Visitor", shown: Array) -> Array:
+    """P(signal) f32[K, S] of the items i32[K] that a user is shown.
+
+    sigmoid(scale_s x_s(user, i, above) + shift_s)
+    """
+    slates = self.table[shown][None, None]
+    logits = self.ask("respond", state.memory.state, state.profile, slates)
+    return jax.nn.sigmoid(logits[0, 0] * self.scale[None] + self.shift[None])
 
 
 def law_of(
@@ -75,6 +92,7 @@ class Visitor(struct.PyTreeNode):
     memory: the model's reading of them, of one user.
     taste: f32[E], sum of their vectors, the newest weighing most.
     patience: f32[], slates that he would still bear without a click.
+    pleasure: f32[], share of the session's slots that he clicked.
     way: i32[], which of the P ways candidates come to him.
     turn: i32[].
   """
@@ -85,18 +103,18 @@ class Visitor(struct.PyTreeNode):
   memory: Memory
   taste: Array
   patience: Array
+  pleasure: Array
   way: Array
   turn: Array
 
 
 def learnt(law: Learnt) -> Environment:
-  """Users who click as a response model says and lose patience.
+  """Users who click as `law.chances` says and lose patience.
 
-    P(signal s of item i) = sigmoid(scale_s x_s(user, i, above) + shift_s)
     reward of a slot = (sum_s w_s signal_s - cost * no click) / K,
 
   signals drawn apart, the first of them the click; patience as
-  `session.patience_left` says, and he leaves when it falls below 1. Clicked
+  `session.patience_left` and days away as `session.days_away` say. Clicked
   items join his history. Candidates are `law.offers`, scored by their
   likeness to what he clicked.
   """
@@ -118,6 +136,7 @@ def _meet(law: Learnt, start: Impression) -> Visitor:
     memory=memory,
     taste=_leaning(taste, law.vectors[rows], past),
     patience=jnp.asarray(law.config.patience, jnp.float32),
+    pleasure=jnp.float32(0),
     way=jnp.int32(0),
     turn=jnp.int32(0),
   )
@@ -125,6 +144,27 @@ def _meet(law: Learnt, start: Impression) -> Visitor:
 
 def _begin(law: Learnt, met: Visitor, key: Array) -> Visitor:
   return met.replace(way=jax.random.randint(key, (), 0, len(law.offers)))
+
+
+def on_log(
+  ask: Callable[[Visitor, Array], Array], law: Learnt, log: Impression
+) -> Array:
+  """What is said of the slates that a log of n rows shows.
+
+  Args:
+    ask: (user, items i32[K] that he is shown), such as `law.chances`.
+    law: how users are read.
+    log: n rows.
+
+  Returns:
+    [n, ...], what `ask` returns; without meaning where a slate is PAD.
+  """
+
+  def one(row):
+    shown = row.request.candidates[jnp.maximum(row.slate, 0)]
+    return ask(_meet(law, row), shown)
+
+  return jax.lax.map(one, log, batch_size=_ROWS)
 
 
 def _offered(law: Learnt, state: Visitor) -> Array:
@@ -147,24 +187,27 @@ def _request(law: Learnt, state: Visitor) -> Request:
 
 def _react(law: Learnt, state: Visitor, slate: Array, key: Array):
   shown = _offered(law, state)[slate]
-  items = law.table[shown]
-  memory = state.memory
-  slates = items[None, None]
-  logits = law.ask("respond", memory.state, state.profile, slates)[0, 0]
-  chance = jax.nn.sigmoid(logits * law.scale[None] + law.shift[None])
-  signal = jax.random.uniform(key, chance.shape) < chance
+  signal_key, day_key = jax.random.split(key)
+  chance = law.chances(state, shown)
+  signal = jax.random.uniform(signal_key, chance.shape) < chance
   clicked = signal[:, 0]
   worth = signal.astype(chance.dtype) @ jnp.asarray(law.weights, chance.dtype)
   per_item = (worth - law.config.cost * ~clicked) / len(slate)
   patience = patience_left(law.config, state.patience, clicked)
+  turn = state.turn + 1
+  pleasure = state.pleasure + (clicked.mean() - state.pleasure) / turn
   after = state.replace(
     history=appended(state.history, jnp.where(clicked, shown, PAD)),
-    memory=law.ask("extend", memory, items[None], clicked[None]),
+    memory=law.ask(
+      "extend", state.memory, law.table[shown][None], clicked[None]
+    ),
     taste=_leaning(state.taste, law.vectors[shown], clicked),
     patience=patience,
-    turn=state.turn + 1,
+    pleasure=pleasure,
+    turn=turn,
   )
-  return after, per_item, patience < 1
+  away = days_away(law.config, patience, pleasure, day_key)
+  return after, per_item, away
 
 
 def _leaning(taste: Array, vectors: Array, clicked: Array) -> Array:

@@ -26,7 +26,7 @@ class Environment(NamedTuple):
     begin: (met, key) -> state, a session's first.
     request: (state) -> Request without leading dimension.
     react: (state, slate i32[K] of positions, key) -> (the state after it,
-      per_item f32[K], left bool[]).
+      per_item f32[K], away i32[]): days until he returns, 0 while he stays.
   """
 
   meet: Callable
@@ -42,15 +42,21 @@ class Turns(struct.PyTreeNode):
     request: the Request before each slate.
     after: the same user's Request after it, also where he left.
     per_item: f32[turns, B, K], each slot's reward.
-    left: bool[turns, B], whether he left after this slate.
+    away: i32[turns, B], days that he stays away after this slate; 0 where he
+      does not leave.
     record: what `act` noted of each turn.
   """
 
   request: Request
   after: Request
   per_item: Array
-  left: Array
+  away: Array
   record: Any
+
+  @property
+  def left(self) -> Array:
+    """bool[turns, B], whether he left after this slate."""
+    return self.away > 0
 
 
 def play(
@@ -82,13 +88,13 @@ def play(
     now = request(state)
     slate, record = act(now, act_key)
     keys = jax.random.split(react_key, B)
-    state, per_item, left = jax.vmap(environment.react)(state, slate, keys)
+    state, per_item, away = jax.vmap(environment.react)(state, slate, keys)
     fresh = begin(met, jax.random.split(begin_key, B))
     chosen = lambda new, old: jnp.where(
-      left.reshape(left.shape + (1,) * (old.ndim - 1)), new, old
+      (away > 0).reshape(away.shape + (1,) * (old.ndim - 1)), new, old
     )
     following = jax.tree.map(chosen, fresh, state)
-    return following, Turns(now, request(state), per_item, left, record)
+    return following, Turns(now, request(state), per_item, away, record)
 
   first, rest = jax.random.split(key)
   state = begin(met, jax.random.split(first, B))
@@ -114,8 +120,9 @@ def totals(played: Turns, gamma: float) -> dict[str, Array]:
     gamma: discount a slate.
 
   Returns:
-    f32[B] each: "total_reward"; "discounted_reward", sum of gamma^t r_t; and
-    "slate_reward", the mean of a slate.
+    f32[B] each: "total_reward"; "discounted_reward", sum of gamma^t r_t;
+    "slate_reward", the mean of a slate; and "return_days", how long he stays
+    away after it, 0 if he is still there in the end.
   """
   here = met(played.left)
   reward = jnp.where(here, played.per_item.sum(-1), 0)
@@ -125,6 +132,7 @@ def totals(played: Turns, gamma: float) -> dict[str, Array]:
     "total_reward": total,
     "discounted_reward": (discount[:, None] * reward).sum(0),
     "slate_reward": total / here.sum(0),
+    "return_days": (here * played.away).sum(0).astype(total.dtype),
   }
 
 
@@ -138,6 +146,26 @@ def patience_left(
 ) -> Array:
   """patience - 1 - impatience * (1 - clicks / K), after one slate bool[K]."""
   return patience - 1 - config.impatience * (1 - clicked.mean())
+
+
+def days_away(
+  config: SessionConfig, patience: Array, pleasure: Array, key: Array
+) -> Array:
+  """How long a user stays away after a slate, days i32[]; 0: not at all.
+
+  He leaves when patience falls below 1, and on each day comes back with chance
+
+    habit + (1 - habit) * fondness * pleasure.
+
+  Args:
+    config: whose `habit` and `fondness` they are.
+    patience: f32[], what is left of it.
+    pleasure: f32[], share of the session's slots that he clicked.
+    key: PRNG key.
+  """
+  chance = config.habit + (1 - config.habit) * config.fondness * pleasure
+  days = jax.random.geometric(key, chance, dtype=jnp.int32)
+  return jnp.where(patience < 1, days, 0)
 
 
 def appended(history: Array, items: Array) -> Array:

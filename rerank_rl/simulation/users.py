@@ -9,6 +9,7 @@ from rerank_rl.simulation.session import (
   Environment,
   appended,
   as_is,
+  days_away,
   patience_left,
 )
 from rerank_rl.types import PAD, Array, Impression, Request
@@ -35,7 +36,8 @@ def _any_level(start: Array, key: Array) -> Array:
 def _trust_react(world, level, slate, key):
   # Candidates are all items in their order: positions are items.
   level, clicked, left = trust.react(world, level, slate, key)
-  return level, clicked.astype(jnp.float32), left
+  # How long he stays away is no part of what is solved.
+  return level, clicked.astype(jnp.float32), left.astype(jnp.int32)
 
 
 class Tiring(struct.PyTreeNode):
@@ -60,6 +62,8 @@ class Patience(struct.PyTreeNode):
     history: i32[H], catalogue rows clicked, oldest first.
     weary: f32[topics], how much of each topic he was shown lately.
     patience: f32[], slates that he would still bear without a click.
+    pleasure: f32[], share of the session's slots that he clicked.
+    turn: i32[].
     candidates: i32[N], what the ranker brings for the next slate.
     scores: f32[N], its scores.
   """
@@ -68,6 +72,8 @@ class Patience(struct.PyTreeNode):
   history: Array
   weary: Array
   patience: Array
+  pleasure: Array
+  turn: Array
   candidates: Array
   scores: Array
 
@@ -78,8 +84,8 @@ def impatient(law: Tiring) -> Environment:
     rel' = rel - weariness * weary[topic],
     weary' = rest * weary + share of the topic in the slate,
 
-  patience as `session.patience_left` says, and he leaves when it falls below
-  1. Clicks follow the click law with rel'. A slot's reward is
+  patience as `session.patience_left` and days away as `session.days_away` say.
+  Clicks follow the click law with rel'. A slot's reward is
   (click - cost * no click) / K.
   """
   bind = lambda function: jax.tree_util.Partial(function, law)
@@ -97,6 +103,8 @@ def _begin(law: Tiring, start: Impression, key: Array) -> Patience:
     history=start.request.history,
     weary=zero,
     patience=jnp.asarray(law.config.patience, zero.dtype),
+    pleasure=zero[0],
+    turn=jnp.int32(0),
   )
 
 
@@ -127,7 +135,7 @@ def _request(law: Tiring, state: Patience) -> Request:
 
 def _react(law: Tiring, state: Patience, slate: Array, key: Array):
   world, config = law.world, law.config
-  click_key, offer_key = jax.random.split(key)
+  click_key, offer_key, day_key = jax.random.split(key, 3)
   K = len(slate)
   shown = state.candidates[slate]
   topic = world.topic[shown]
@@ -138,6 +146,8 @@ def _react(law: Tiring, state: Patience, slate: Array, key: Array):
   )
   share = jnp.zeros_like(state.weary).at[topic].add(1 / K)
   patience = patience_left(config, state.patience, clicked)
+  turn = state.turn + 1
+  pleasure = state.pleasure + (clicked.mean() - state.pleasure) / turn
   after = _offered(
     law,
     offer_key,
@@ -145,6 +155,9 @@ def _react(law: Tiring, state: Patience, slate: Array, key: Array):
     history=appended(state.history, jnp.where(clicked, shown, PAD)),
     weary=config.rest * state.weary + share,
     patience=patience,
+    pleasure=pleasure,
+    turn=turn,
   )
   per_item = jnp.where(clicked, 1, -config.cost) / K
-  return after, per_item, patience < 1
+  away = days_away(config, patience, pleasure, day_key)
+  return after, per_item, away

@@ -1,9 +1,10 @@
 """What the session task's stages share: users, the policy, how it is judged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import pathlib
+from types import MappingProxyType
 from typing import Any, cast
 
 import jax
@@ -17,7 +18,7 @@ from rerank_rl.models.hpn import LevelCritic
 from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.models.response import ResponseModel
-from rerank_rl.simulation import learnt, users
+from rerank_rl.simulation import ensemble, learnt, users
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training.setting import CHUNK, Run, by_chunks, local, opened
 from rerank_rl.types import Array, Request
@@ -34,6 +35,8 @@ class SessionRun(Run):
   """A run on sessions."""
 
   dataset: sessions.Sessions
+  # Learnt from the log; "a" in training and validation, "b" in the test.
+  users: Mapping[str, learnt.Learnt] = dataclasses.field(default_factory=dict)
 
   @property
   def sizes(self) -> Sizes:
@@ -62,19 +65,19 @@ class SessionRun(Run):
   def environment(self, split: str) -> simulation.Environment:
     """How a split's users behave.
 
-    As models learnt from the log say where the run has such: the test's as
-    "b" says, others as "a". Else as is known in closed form.
+    As is learnt from the log where the run has such users: the test's as "b"
+    says, others as "a". Else as is known in closed form.
     """
-    if self.judges:
-      return visitors(self, "b" if split == "test" else "a")
+    if self.users:
+      return learnt.learnt(self.users["b" if split == "test" else "a"])
     return KNOWN[self.config.data.name](self, split)
 
 
-def visitors(setting: SessionRun, name: str) -> simulation.Environment:
+def _responding(setting: SessionRun, name: str) -> learnt.Learnt:
   """Users who behave as the response model `name` says."""
   model, fitted = setting.judges[name]
   data = setting.dataset
-  law = learnt.law_of(
+  return learnt.law_of(
     cast(ResponseModel, model),
     jax.tree.map(lambda x: x[0], fitted.params),
     setting.catalogue.features,
@@ -85,7 +88,19 @@ def visitors(setting: SessionRun, name: str) -> simulation.Environment:
     config=setting.config.session,
     weights=setting.config.data.weights or data.weights,
   )
-  return learnt.learnt(law)
+
+
+def _voting(setting: SessionRun, name: str) -> learnt.Learnt:
+  """Users who behave as an ensemble on the response model `name` says."""
+  data = setting.dataset
+  law = _responding(setting, name)
+  return ensemble.fit(law, setting.catalogue.features, data.logs[name])
+
+
+# Users learnt from a log, by `config.session.users`.
+LEARNT: Mapping[str, Callable[[SessionRun, str], learnt.Learnt]] = (
+  MappingProxyType({"response": _responding, "ensemble": _voting})
+)
 
 
 def _impatient(setting: SessionRun, split: str) -> simulation.Environment:

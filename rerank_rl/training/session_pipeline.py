@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from rerank_rl.config import Config, ConfigError
+from rerank_rl.config import Config, ConfigError, SessionConfig
 from rerank_rl.data import load, sessions
 from rerank_rl.models import policy
 from rerank_rl.training import pipeline, session
@@ -59,6 +59,11 @@ def check(config: Config) -> None:
     raise ConfigError(
       f"how users of config.data.name={config.data.name!r} behave must be "
       "learnt: add response to config.stages (variant learnt)."
+    )
+  elif config.session.users != SessionConfig().users:
+    raise ConfigError(
+      f"config.session.users={config.session.users!r} are learnt from a log: "
+      "add response to config.stages (variant learnt)."
     )
   policy.check(config.policy)
   learner(config).check(config)

@@ -33,6 +33,7 @@ def test_leavers_begin_anew_and_keep_their_own_last_state():
   np.testing.assert_allclose(found["total_reward"], [3, 6, 15])
   np.testing.assert_allclose(found["discounted_reward"][0], 1 + 0.5 * 2)
   np.testing.assert_allclose(found["slate_reward"], [1.5, 2, 3])
+  np.testing.assert_array_equal(found["return_days"], [1, 1, 0])
 
 
 WORLD = WorldConfig(
@@ -103,6 +104,35 @@ def test_weariness_and_no_clicks_cost():
   assert tired["slate_reward"] < fresh["slate_reward"] - 0.05
   short = played(patience=6.0)
   assert short["total_reward"] < fresh["total_reward"]
+
+
+def test_the_pleased_return_sooner():
+  """Days are drawn day by day; who is still there stays away none."""
+  config = SessionConfig(habit=0.1, fondness=0.5)
+  keys = lambda seed: jax.random.split(jax.random.key(seed), 4000)
+  away = jax.vmap(session.days_away, (None, None, None, 0))
+  assert not away(config, 1.0, 0.5, keys(0)).any()
+  for seed, pleasure in enumerate((0.0, 0.4, 1.0)):
+    days = np.asarray(away(config, 0.9, pleasure, keys(seed)))
+    chance = 0.1 + 0.9 * 0.5 * pleasure
+    assert days.min() == 1
+    # Geometric: six standard errors of the mean, and of the first day's share.
+    spread = np.sqrt(1 - chance) / chance / 63
+    np.testing.assert_allclose(days.mean(), 1 / chance, atol=6 * spread)
+    np.testing.assert_allclose((days == 1).mean(), chance, atol=6 * 0.5 / 63)
+
+
+def test_pleasure_is_the_share_of_a_sessions_clicks():
+  world, start = _start()
+  one = jax.tree.map(lambda x: jnp.asarray(x[0]), start)
+  them = _users(world, patience=100.0, cost=0.0)
+  state, slate = them.begin(one, jax.random.key(2)), jnp.arange(4)
+  clicks = []
+  for turn in range(3):
+    state, per_item, away = them.react(state, slate, jax.random.key(turn))
+    clicks.append(per_item.sum())
+    np.testing.assert_allclose(state.pleasure, np.mean(clicks), rtol=1e-6)
+    assert away == 0
 
 
 def test_clicks_enter_the_history():

@@ -32,11 +32,17 @@ def learnt(tmp_path_factory):
 
 
 def test_learnt_users_answer_as_the_log_says(learnt):
-  """Better than chance (.5 +- .02), calibrated; neither model is the other."""
+  """Better than chance (.5 +- .02), calibrated; neither model is the other.
+
+  So do ensembles on them.
+  """
   folder, setting = learnt
   assert (folder / report.REPORT).exists()
-  for name in "ab":
-    (click,) = fidelity.answers(setting, name)
+  simulators = fidelity.simulators(setting)
+  assert len(simulators) == 4
+  for name, law in simulators.items():
+    (click,) = fidelity.answers(setting, law)
+    print("AUC", name, click)
     assert click["auc"] > 0.54
     # 300 rows calibrate, 900 positions judge.
     assert abs(click["predicted"] - click["observed"]) < 0.08
@@ -64,7 +70,7 @@ def test_good_policies_are_good_to_every_judge(learnt):
       "total_reward"
     ].mean()
     for name, (act, params) in fidelity.policies(setting).items()
-    for environment in (session.visitors(setting, "b"),)
+    for environment in (setting.environment("test"),)
     if name.startswith("ranker_o") or name == "ranker_reversed"
   }
   assert judged["ranker_order"] > judged["ranker_reversed"]

@@ -91,6 +91,14 @@ def test_a_finished_run_is_only_judged_again(done):
       {"data.name": "trust", "stages": ("tokenizer", "response", "session")},
       "no log to learn",
     ),
+    ({"session.users": "ensemble"}, "learnt from a log: add response"),
+    (
+      {
+        "session.users": "crowd",
+        "stages": ("tokenizer", "response", "session"),
+      },
+      "config.session.users='crowd'; choose",
+    ),
     (
       {
         "response.members": 2,

@@ -4,8 +4,11 @@ Sessions are trained in "a" and judged in "b" (`training.session`): what holds
 in both was not one model's whim.
 """
 
-from rerank_rl.config import Config, ConfigError
+import dataclasses
+
+from rerank_rl.config import Config, ConfigError, check_choice
 from rerank_rl.models.response import ResponseModel
+from rerank_rl.training import session
 from rerank_rl.training.session import SessionRun
 from rerank_rl.training.stages import evaluators
 
@@ -19,6 +22,7 @@ def check(config: Config) -> None:
       f"config.response.members={config.response.members}: a user answers as "
       "one model says; use 1."
     )
+  check_choice(config.session.users, session.LEARNT, "config.session.users")
   if config.data.name == "trust":
     raise ConfigError(
       "config.stages has response, but data 'trust' have no log to learn "
@@ -45,10 +49,10 @@ def run(setting: SessionRun) -> SessionRun:
     setting: with data.
 
   Returns:
-    With judges "a" and "b".
+    With judges and users "a" and "b".
   """
   logs = setting.dataset.logs
-  return evaluators.learnt(
+  setting = evaluators.learnt(
     setting,
     STAGE,
     dict.fromkeys(logs, model_of(setting)),
@@ -57,3 +61,6 @@ def run(setting: SessionRun) -> SessionRun:
     ),
     setting.config.response,
   )
+  kind = session.LEARNT[setting.config.session.users]
+  users = {name: kind(setting, name) for name in logs}
+  return dataclasses.replace(setting, users=users)
