@@ -2,12 +2,14 @@
 
 python -m benchmarks.simulator. A step: a user is offered candidates, gets the
 ranker's best six, answers as a response model says (d = 64, two layers, 50
-clicks, 5,000 items), and his clicks are read. rerank_rl reads on; the peer is
-what one would write in PyTorch: batched, and the last 50 clicks read anew in
+clicks, 5,000 items), and his clicks are read. rerank_rl reads on, its users
+spread over the devices, of which each core is one; the peer is what one would
+write in PyTorch: batched over all cores, and the last 50 clicks read anew in
 every turn. Both have the same parameters, users and offers, and answer the
 first slates alike, which is checked.
 """
 
+import os
 import sys
 from typing import NamedTuple
 
@@ -17,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
+from launch import errors
 from rerank_rl.config import SessionConfig
 from rerank_rl.data import sessions
 from rerank_rl.models.response import ResponseModel
 from rerank_rl.simulation import learnt, session
+from rerank_rl.training import mesh as mesh_lib
 from rerank_rl.training.session import ranked
 from rerank_rl.types import Impression, Request
 
@@ -219,7 +223,12 @@ def run(sizes: Sizes, pairs: int) -> float:
   """Prints the table; returns our user-steps a second over the peer's."""
   law, start = users(sizes)
   keys = iter(jax.random.split(jax.random.key(0), pairs + 1))
-  play = ours(law, start, sizes)
+  mesh = mesh_lib.make()
+  play = ours(
+    jax.device_put(law, mesh_lib.replicated(mesh)),
+    mesh_lib.put_batch(mesh, start),
+    sizes,
+  )
   systems = {"rerank_rl": lambda: play(next(keys))}
   try:
     peer = Peer(law, start, sizes)
@@ -243,5 +252,12 @@ def run(sizes: Sizes, pairs: int) -> float:
   return common.ratio(rates[:, 0], rates[:, 1])
 
 
+def main(argv: list[str]) -> None:
+  """A device for each core: operations alone leave cores idle."""
+  del argv
+  jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+  run(Sizes(users=_USERS.value), common.pairs())
+
+
 if __name__ == "__main__":
-  app.run(lambda argv: run(Sizes(users=_USERS.value), common.pairs()))
+  errors.run(app, main)

@@ -147,8 +147,10 @@ class ResponseModel(nn.Module):
       seen = there[:, None] & (ago >= 0) & (ago < W)
       slope = nn.softplus(self.slope[i])[None, :, None, None]
       bias = jnp.where(seen[:, None], -slope * ago[:, None], -1e9)
-      x, every = block.append(x, past, bias, asked)
-      layers.append(jax.tree.map(lambda a: _take(a, kept), every))
+      x, own = block.append(x, past, bias, asked)
+      layers.append(
+        jax.tree.map(lambda old, new: _take(old, new, kept), past, own)
+      )
     state = jnp.where((total > 0)[:, None], self.norm(x[:, 0]), memory.state)
     count = jnp.minimum(memory.count + total, W)
     return Memory(tuple(layers), count, state)
@@ -177,9 +179,16 @@ def _newest(clicked, total, W):
   return jnp.where(place < W, place, W + new)
 
 
-def _take(x, index):
-  """f32[B, H, E, d] at i32[B, X] of the third axis: f32[B, H, X, d]."""
-  return jnp.take_along_axis(x, index[:, None, :, None], axis=2)
+def _take(old, new, index):
+  """f32[B, H, X, d] at i32[B, X] of f32[B, H, W, d], then f32[B, H, Q, d]."""
+  W, index = old.shape[2], index[:, None, :, None]
+  # Nothing is out of bounds; to look would take as long as to copy.
+  at = lambda x, i: jnp.take_along_axis(x, i, 2, mode="promise_in_bounds")
+  then, now = (
+    at(old, jnp.minimum(index, W - 1)),
+    at(new, jnp.maximum(index - W, 0)),
+  )
+  return jnp.where(index < W, then, now)
 
 
 def _slopes(key, shape, dtype=jnp.float32):

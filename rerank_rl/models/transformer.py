@@ -96,20 +96,20 @@ class Block(nn.Module):
       asked: i32[B, A], the places of x whose outcome is asked for; None = all.
 
     Returns:
-      (x f32[B, A, d], KeyValue f32[B, H, S + Q, dh]).
+      (x f32[B, A, d], KeyValue f32[B, H, Q, dh] of the new places).
     """
     query, key, value = self._project(x)
     if asked is not None:
       x = jnp.take_along_axis(x, asked[..., None], axis=1)
       query = jnp.take_along_axis(query, asked[:, None, :, None], axis=2)
-    every = jax.tree.map(
-      lambda old, new: jnp.concatenate([old, new], axis=2),
-      past,
-      KeyValue(key, value),
-    )
     scale = (self.dim // self.heads) ** -0.5
-    scores = jnp.einsum("bhqd,bhsd->bhqs", query, every.key) * scale
-    return self._finish(x, jax.nn.softmax(scores + bias) @ every.value), every
+    ask = lambda key: jnp.einsum("bhqd,bhsd->bhqs", query, key) * scale
+    # Scores are short; keys and values, side by side, would be copied.
+    scores = jnp.concatenate([ask(past.key), ask(key)], axis=-1)
+    share = jax.nn.softmax(scores + bias)
+    then, now = jnp.split(share, [past.key.shape[2]], axis=-1)
+    mixed = then @ past.value + now @ value
+    return self._finish(x, mixed), KeyValue(key, value)
 
   def extend(self, x, prompt, prompt_mask, cache, at, mask):
     """Attends to the shared prompt and to the request's own caches.

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import fidelity, simulator
 
 TINY = simulator.Sizes(
-  users=3,
+  users=8,  # The tests have as many devices.
   turns=2,
   dim=8,
   history=5,
