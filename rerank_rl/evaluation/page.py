@@ -36,6 +36,7 @@ HEADLINE = (
   "discounted_reward",
   "total_reward",
   "slate_reward",
+  "return_days",
 )
 
 _MEANING = {
@@ -61,6 +62,7 @@ _MEANING = {
   "discounted_reward": "a session's rewards, discounted a slate",
   "total_reward": "a session's rewards, until the user leaves",
   "slate_reward": "the mean reward of a session's slates",
+  "return_days": "days until the user returns, 0 if he is still there",
   "requests": "requests judged",
   "cold_requests": "requests with a candidate unseen in training",
 }
