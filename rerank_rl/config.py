@@ -206,11 +206,9 @@ class SessionConfig:
   weariness: float = _within(2.0, 0)
   rest: float = _within(0.7, 0, 1)
   cost: float = _within(0.1, 0)
-  # Whoever has left comes back on each day with this chance at least, and the
-  # more he was pleased the more of what is missing to 1 is added, at most:
-  habit: float = _within(0.2, _TINY, 1)
-  fondness: float = _within(0.5, 0, 1)
-  users: str = "response"  # Where users are learnt: response | ensemble.
+  habit: float = _within(0.2, _TINY, 1)  # Chance a day of coming back, if
+  fondness: float = _within(0.5, 0, 1)  # nothing pleased; what pleasure adds.
+  users: str = "response"  # Where they are learnt: response | ensemble.
 
 
 @dataclasses.dataclass(frozen=True)

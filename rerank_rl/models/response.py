@@ -184,11 +184,8 @@ def _take(old, new, index):
   W, index = old.shape[2], index[:, None, :, None]
   # Nothing is out of bounds; to look would take as long as to copy.
   at = lambda x, i: jnp.take_along_axis(x, i, 2, mode="promise_in_bounds")
-  then, now = (
-    at(old, jnp.minimum(index, W - 1)),
-    at(new, jnp.maximum(index - W, 0)),
-  )
-  return jnp.where(index < W, then, now)
+  then = at(old, jnp.minimum(index, W - 1))
+  return jnp.where(index < W, then, at(new, jnp.maximum(index - W, 0)))
 
 
 def _slopes(key, shape, dtype=jnp.float32):
