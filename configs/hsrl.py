@@ -7,7 +7,8 @@ leaves when he has lost patience. The policy acts on semantic IDs, level by
 level (HPN); a critic of every level gives each token its advantage
 (docs/methods.md). Without a variant users are those of the synthetic world;
 `trust` is a small world that is solved exactly, `learnt,kuairand_pure` and
-`learnt,movielens_1m` have users who behave as models learnt from logs do.
+`learnt,movielens_1m` have users who behave as models learnt from logs do
+(`learnt,ensemble,...`: users of another make).
 """
 
 from configs import common
