@@ -108,11 +108,11 @@ def policies(setting: SessionRun) -> Mapping[str, tuple[session.Act, Any]]:
   }
 
 
-def worths(setting: SessionRun) -> dict[str, dict[str, float]]:
+def worths(
+  setting: SessionRun, laws: Mapping[str, learnt.Learnt]
+) -> dict[str, dict[str, float]]:
   """Policy -> what each simulator, and the truth, says that it is worth."""
-  environments = {
-    name: learnt.learnt(law) for name, law in simulators(setting).items()
-  }
+  environments = {name: learnt.learnt(law) for name, law in laws.items()}
   systems = dict(policies(setting))
   if setting.config.data.name in session.KNOWN:
     known = session.KNOWN[setting.config.data.name]
@@ -138,16 +138,17 @@ def main(argv: list[str]) -> None:
   setting = runs.sessions()
   if not setting.users:
     raise ConfigError("--workdir is no run with learnt users; use learnt.")
+  laws = simulators(setting)
   rows = [
     (f"{name}, {signal}", *(f"{value:.4f}" for value in found.values()))
-    for name, law in simulators(setting).items()
+    for name, law in laws.items()
     for signal, found in zip(
       setting.dataset.signals, answers(setting, law), strict=True
     )
   ]
   columns = ("model, signal", "AUC", "ECE", "mean predicted", "mean observed")
   common.show("Slates of users whom no model has seen", columns, rows)
-  found = worths(setting)
+  found = worths(setting, laws)
   names = list(next(iter(found.values())))
   table = np.array([[row[name] for name in names] for row in found.values()])
   rows = [

@@ -206,8 +206,8 @@ class SessionConfig:
   weariness: float = _within(2.0, 0)
   rest: float = _within(0.7, 0, 1)
   cost: float = _within(0.1, 0)
-  habit: float = _within(0.2, _TINY, 1)  # Chance a day of coming back, if
-  fondness: float = _within(0.5, 0, 1)  # nothing pleased; what pleasure adds.
+  habit: float = _within(0.2, _TINY, 1)  # Least chance a day of returning.
+  fondness: float = _within(0.5, 0, 1)  # Of the rest, added by pleasure.
   users: str = "response"  # Where they are learnt: response | ensemble.
 
 

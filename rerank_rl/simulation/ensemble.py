@@ -55,8 +55,8 @@ class Ensemble(learnt.Learnt):
     sequence = super().chances(state, shown)[:, 0]
     return jnp.stack(
       [
-        _cosine(self.features[shown], liked),
-        _cosine(self.vectors[shown], state.taste),
+        learnt.cosine(self.features[shown], liked),
+        learnt.cosine(self.vectors[shown], state.taste),
         sequence,
       ]
     )
@@ -73,12 +73,6 @@ def _agreed(opinion: Array, bars: Array) -> Array:
   """1 where enough of the opinions f32[..., 3, K] exceed their bars, else 0."""
   above = opinion > bars.reshape((1,) * (opinion.ndim - 2) + (3, 1))
   return (above.sum(-2) >= VOTES).astype(opinion.dtype)
-
-
-def _cosine(unit: Array, other: Array) -> Array:
-  """Cosines f32[K] of unit vectors f32[K, E] to f32[E]; 0 to one of zeros."""
-  length = jnp.sqrt(jnp.maximum((other**2).sum(), 1e-12))
-  return unit @ other / length
 
 
 @jax.jit
@@ -101,11 +95,9 @@ def fit(law: learnt.Learnt, features: Array, log: Impression) -> Ensemble:
   rate = (by_item(seen) + PRIOR * mean[None]) / (by_item(weight) + PRIOR)
   slot = _inside(seen.sum(0) / jnp.maximum(weight.sum(0), 1))
   logit = jax.scipy.special.logit
-  own = features - features.mean(0, keepdims=True)
-  length = jnp.linalg.norm(own, axis=1, keepdims=True)
   users = Ensemble(
     **{name: getattr(law, name) for name in law.__dataclass_fields__},
-    features=own / jnp.maximum(length, 1e-6),
+    features=learnt.unit(features - features.mean(0, keepdims=True)),
     rates=logit(rate),
     places=logit(slot) - logit(mean)[None],
     bars=jnp.zeros(3),

@@ -13,6 +13,7 @@ from rerank_rl.simulation.session import (
   appended,
   days_away,
   patience_left,
+  pleased,
 )
 from rerank_rl.types import PAD, Array, Impression, Request
 
@@ -72,11 +73,10 @@ def law_of(
     vectors: f32[M, E], of any length.
     **rest: the other fields.
   """
-  length = jnp.linalg.norm(vectors, axis=1, keepdims=True)
   return Learnt(
     params=params,
     table=model.apply({"params": params}, features, method="table"),
-    vectors=vectors / jnp.maximum(length, 1e-6),
+    vectors=unit(vectors),
     model=model,
     **rest,
   )
@@ -167,6 +167,18 @@ def on_log(
   return jax.lax.map(one, log, batch_size=_ROWS)
 
 
+def unit(vectors: Array) -> Array:
+  """Vectors f32[M, E] of any length, of length 1; those of zeros stay."""
+  length = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+  return vectors / jnp.maximum(length, 1e-6)
+
+
+def cosine(vectors: Array, other: Array) -> Array:
+  """Cosines f32[K] of unit vectors f32[K, E] to f32[E]; 0 to one of zeros."""
+  length = jnp.sqrt(jnp.maximum((other**2).sum(), 1e-12))
+  return vectors @ other / length
+
+
 def _offered(law: Learnt, state: Visitor) -> Array:
   """i32[N]; whoever stays beyond the last turn meets the first again."""
   return law.offers[state.way, state.turn % law.offers.shape[1]]
@@ -174,8 +186,7 @@ def _offered(law: Learnt, state: Visitor) -> Array:
 
 def _request(law: Learnt, state: Visitor) -> Request:
   candidates = _offered(law, state)
-  length = jnp.sqrt(jnp.maximum((state.taste**2).sum(), 1e-12))
-  scores = law.vectors[candidates] @ state.taste / length
+  scores = cosine(law.vectors[candidates], state.taste)
   return Request(
     user=state.user,
     history=state.history,
@@ -195,7 +206,7 @@ def _react(law: Learnt, state: Visitor, slate: Array, key: Array):
   per_item = (worth - law.config.cost * ~clicked) / len(slate)
   patience = patience_left(law.config, state.patience, clicked)
   turn = state.turn + 1
-  pleasure = state.pleasure + (clicked.mean() - state.pleasure) / turn
+  pleasure = pleased(state.pleasure, turn, clicked)
   after = state.replace(
     history=appended(state.history, jnp.where(clicked, shown, PAD)),
     memory=law.ask(

@@ -90,8 +90,9 @@ def play(
     keys = jax.random.split(react_key, B)
     state, per_item, away = jax.vmap(environment.react)(state, slate, keys)
     fresh = begin(met, jax.random.split(begin_key, B))
+    left = away > 0
     chosen = lambda new, old: jnp.where(
-      (away > 0).reshape(away.shape + (1,) * (old.ndim - 1)), new, old
+      left.reshape(left.shape + (1,) * (old.ndim - 1)), new, old
     )
     following = jax.tree.map(chosen, fresh, state)
     return following, Turns(now, request(state), per_item, away, record)
@@ -146,6 +147,17 @@ def patience_left(
 ) -> Array:
   """patience - 1 - impatience * (1 - clicks / K), after one slate bool[K]."""
   return patience - 1 - config.impatience * (1 - clicked.mean())
+
+
+def pleased(pleasure: Array, turn: Array, clicked: Array) -> Array:
+  """Share of a session's slots that were clicked, f32[].
+
+  Args:
+    pleasure: f32[], the share before this slate.
+    turn: i32[], slates up to and with this one.
+    clicked: bool[K].
+  """
+  return pleasure + (clicked.mean() - pleasure) / turn
 
 
 def days_away(

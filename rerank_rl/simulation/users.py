@@ -11,6 +11,7 @@ from rerank_rl.simulation.session import (
   as_is,
   days_away,
   patience_left,
+  pleased,
 )
 from rerank_rl.types import PAD, Array, Impression, Request
 from rerank_rl.world import click_law, trust
@@ -147,7 +148,7 @@ def _react(law: Tiring, state: Patience, slate: Array, key: Array):
   share = jnp.zeros_like(state.weary).at[topic].add(1 / K)
   patience = patience_left(config, state.patience, clicked)
   turn = state.turn + 1
-  pleasure = state.pleasure + (clicked.mean() - state.pleasure) / turn
+  pleasure = pleased(state.pleasure, turn, clicked)
   after = _offered(
     law,
     offer_key,
