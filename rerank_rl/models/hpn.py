@@ -67,8 +67,8 @@ class Descent(nn.Module):
       request.history != PAD, ((0, 0), (0, 1)), constant_values=True
     )
     causal = jnp.tril(jnp.ones((H + 1, H + 1), bool))
-    x, _ = self.body.encode(x, causal[None] & real[:, None])
-    return x[:, -1]
+    x, _ = self.body.encode(x, causal[None] & real[:, None], since=H)
+    return x[:, 0]
 
   def after(self, state, embedding, level):
     """c_{l+1} f32[..., d] from c_l and the embedding of level l's token."""

@@ -181,8 +181,8 @@ class SlateTransformer(SemanticTokens, nn.Module):
       [one, request.history >= 0, request.candidates >= 0, one[:, :1]], axis=1
     )
     mask = _prefix_mask(U, H, N)[None] & real[:, None]
-    states, memory = self.body.encode(x, mask)
-    return states[:, -1], states[:, U + H : U + H + N], memory, real
+    states, memory = self.body.encode(x, mask, since=U + H)
+    return states[:, -1], states[:, :N], memory, real
 
   def states(self, catalogue, request):
     """Encoder alone, in the candidates' own order: (start, context)."""

@@ -75,16 +75,22 @@ class Block(nn.Module):
     new = self.down(nn.gelu(self.up(self.norm_mlp(x))))
     return x + self.drop(new, deterministic=still)
 
-  def encode(self, x, mask):
+  def encode(self, x, mask, since=0):
     """Self-attention over x f32[B, P, d] under mask bool[B, P, P].
 
+    Args:
+      x: f32[B, P, d].
+      mask: bool[B, P, P].
+      since: the first place whose outcome is asked for.
+
     Returns:
-      (x, KeyValue f32[B, H, P, dh]).
+      (x f32[B, P - since, d], KeyValue f32[B, H, P, dh]).
     """
     query, key, value = self._project(x)
     scale = (self.dim // self.heads) ** -0.5
-    share = jax.nn.softmax(attend(query, key, mask[:, None], scale))
-    return self._finish(x, share @ value), KeyValue(key, value)
+    query, mask = query[:, :, since:], mask[:, None, since:]
+    share = jax.nn.softmax(attend(query, key, mask, scale))
+    return self._finish(x[:, since:], share @ value), KeyValue(key, value)
 
   def append(self, x, past, bias, asked):
     """Attends to what was before and to itself.
@@ -162,11 +168,17 @@ class Transformer(nn.Module):
       dtype=self.dtype, param_dtype=self.dtype, name="norm"
     )
 
-  def encode(self, x, mask):
-    """x f32[B, P, d], mask bool[B, P, P] -> (normed x, KeyValue a layer)."""
+  def encode(self, x, mask, since=0):
+    """Encodes f32[B, P, d] under mask bool[B, P, P]; see `Block`.
+
+    Returns:
+      (normed x f32[B, P - since, d], KeyValue a layer).
+    """
     memory = []
     for block in self.blocks:
-      x, own = block.encode(x, mask)
+      # Layers above ask of all places, but none stands above the last.
+      last = block is self.blocks[-1]
+      x, own = block.encode(x, mask, since if last else 0)
       memory.append(own)
     return self.norm(x), tuple(memory)
 
