@@ -101,8 +101,20 @@ def _rows(own: int, rivals: int) -> tuple[Row, ...]:
 
 
 def _sessions(name: str, variant: str) -> Table:
-  """HSRL and its rivals among users learnt from a log."""
-  rows = tuple(Row(config, 5) for config in SESSIONS)
+  """HSRL, its rivals and its ablations among users learnt from a log."""
+
+  def other(name, *flags):
+    return Row("hsrl", 3, name=f"hsrl_{name}", flags=flags)
+
+  # Other heads, each at the entropy that is best for it.
+  wide = "--config.rl.entropy=.05"
+  rows = (
+    *(Row(config, 5) for config in SESSIONS),
+    other("scalar", "--config.rl.credit=a2c"),
+    other("flat", "--config.policy.head=pointer", wide),
+    other("hpn", "--config.policy.head=hpn", wide),
+    other("hpn_expected", "--config.policy.head=hpn_expected", wide),
+  )
   title = f"{name}, sessions with learnt users"
   return Table(title, f"learnt,{variant}", SESSION, rows, "hsrl")
 

@@ -103,6 +103,7 @@ TRUST = {
 LEARNT = {
   "stages": lambda stages: (stages[0], "response", *stages[1:]),
   "rl_train.learning_rate": 6e-3,
+  "rl_train.steps": 200,  # Of few users: after more, policies get worse.
 }
 
 # DeGRe's lists against what was shown, from a policy that has cloned that.

@@ -4,11 +4,13 @@ r"""HSRL (arXiv 2510.09167): long-term value over sessions.
 
 A user meets one slate after another, tires of what he sees too often, and
 leaves when he has lost patience. The policy acts on semantic IDs, level by
-level (HPN); a critic of every level gives each token its advantage
+level; a critic of every level gives each token its advantage
 (docs/methods.md). Without a variant users are those of the synthetic world;
 `trust` is a small world that is solved exactly, `learnt,kuairand_pure` and
 `learnt,movielens_1m` have users who behave as models learnt from logs do
-(`learnt,ensemble,...`: users of another make).
+(`learnt,ensemble,...`: users of another make). The policy is the paper's (HPN)
+but for learnt users, whose slates the transformer over semantic IDs writes: it
+sees what it has placed (`--config.policy.head=hpn` for the paper's there, too).
 """
 
 from configs import common
@@ -37,7 +39,9 @@ CHANGES = {
   "rl_train.checkpoint_every": 100,
 }
 
+OWN = {"learnt": {"policy.head": "global", "rl.entropy": 0.025}}
+
 
 def get_config(variant: str = ""):
   """The synthetic world's users, or the small world of trust."""
-  return common.build(CHANGES, variant)
+  return common.build(CHANGES, variant, OWN)

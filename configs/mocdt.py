@@ -24,7 +24,9 @@ CHANGES = {
   "rl_train.eval_every": 250,
 }
 
+OWN = {"learnt": {"rl_train.steps": CHANGES["rl_train.steps"]}}
+
 
 def get_config(variant: str = ""):
   """The synthetic world's users, or users learnt from a log."""
-  return common.build(CHANGES, variant)
+  return common.build(CHANGES, variant, OWN)
