@@ -44,6 +44,7 @@ def noise(sizes: Sizes) -> Policy:
     levels=sizes.levels,
     slots=sizes.slots,
     init=lambda key, catalogue, request: key,
+    even=lambda key: key,
     codes=lambda c, r: c.sids[jnp.maximum(r.candidates, 0)],
     prefill=prefill,
     step=step,

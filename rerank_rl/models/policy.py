@@ -28,6 +28,8 @@ class Policy(NamedTuple):
     levels: tokens an item (L).
     slots: items a slate (K).
     init: (key, catalogue, request) -> params.
+    even: params -> params that hardly prefer one item to another, for a policy
+      that acts before it was shown anything.
     codes: (catalogue, request) -> i32[B, N, L], the candidates' tokens.
     prefill: (params, catalogue, request, order i32[B, N]) -> Prompt.
     step: (params, prompt, cache, rank i32[B, C, Q], t, at, mask) ->
@@ -44,6 +46,7 @@ class Policy(NamedTuple):
   levels: int
   slots: int
   init: Callable
+  even: Callable
   codes: Callable
   prefill: Callable
   step: Callable
@@ -151,6 +154,7 @@ def make_policy(config: PolicyConfig, sizes: Sizes) -> Policy:
     L,
     sizes.slots,
     init,
+    module.even,
     module.tokens_of,
     jax.jit(prefill),
     step,

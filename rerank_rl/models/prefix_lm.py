@@ -247,6 +247,11 @@ class SlateTransformer(SemanticTokens, nn.Module):
     """Projects states f32[B, X, d] for the level's output embeddings."""
     return state @ self.query[level]
 
+  @staticmethod
+  def even(params):
+    """All items are as likely: first queries meet keys at random, and far."""
+    return {**params, "query": jnp.zeros_like(params["query"])}
+
   def initialise(self, catalogue, request, order, tokens):
     """Touches every parameter; only for `init`."""
     prompt = self.prompt(catalogue, request, order, tokens)

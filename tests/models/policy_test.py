@@ -29,6 +29,18 @@ def test_later_items_cannot_change_earlier_probabilities(head):
   assert not np.allclose(dist[0, 0, 2 * L :], dist[0, 2, 2 * L :])
 
 
+@pytest.mark.parametrize("head", ("global", "pointer", "local_index"))
+def test_even_policies_prefer_no_item(head):
+  """Slates are all as likely; as transformers begin, they are far from it."""
+  policy, params = toys.policy(head)
+  request = toys.request(batch=1)
+  slates = jnp.asarray(toys.every_slate())[None]
+  score = jax.jit(lambda p: _scores(policy, p, request, slates).logp.sum(-1))
+  even = score(policy.even(params))
+  np.testing.assert_allclose(even, -np.log(slates.shape[1]), atol=1e-4)
+  assert np.std(score(params)) > 0.1
+
+
 def test_padding_candidates_and_history_change_nothing():
   policy, params = toys.policy("global")
   request = toys.request(batch=3)

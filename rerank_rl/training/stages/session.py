@@ -350,7 +350,8 @@ def init(setting: SessionRun):
       )["params"]
       for name, key in keys.items()
     }
-    return {"policy": policy.init(second, catalogue, request), **critics}
+    own = policy.even(policy.init(second, catalogue, request))
+    return {"policy": own, **critics}
 
   key, keys = setting.key("policy"), {name: setting.key(name) for name in more}
   return make(key, keys, sessions.example(setting), setting.catalogue)
