@@ -15,7 +15,9 @@ CHANGES = {
   "rl.credit": "a2c",
 }
 
+OWN = {"learnt": {"rl.entropy": 0.025}}
+
 
 def get_config(variant: str = ""):
   """The synthetic world's users, or the small world of trust."""
-  return common.build(CHANGES, variant)
+  return common.build(CHANGES, variant, OWN)

@@ -39,7 +39,7 @@ CHANGES = {
   "rl_train.checkpoint_every": 100,
 }
 
-OWN = {"learnt": {"policy.head": "global", "rl.entropy": 0.025}}
+OWN = {"learnt": {"policy.head": "global", "rl.entropy": 0.0125}}
 
 
 def get_config(variant: str = ""):

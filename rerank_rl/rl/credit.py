@@ -48,12 +48,12 @@ def normalise(reward: Array, where: Array, epsilon: float = 1e-4) -> Array:
   """A = (R - mean R) / (std R + epsilon) over the group; 0 where G = 1.
 
   Args:
-    reward: f32[B, G].
-    where: bool[B, G], leaves that there are; the others get 0.
+    reward: f32[B, G, ...].
+    where: bool[B, G, ...], leaves that there are; the others get 0.
     epsilon: keeps groups without variance at 0.
 
   Returns:
-    f32[B, G].
+    f32[B, G, ...].
   """
   out = centre(reward, where)
   return out / (_std(out, where) + epsilon)
@@ -156,11 +156,18 @@ def critic(tree: TokenTree, outcome: Outcome) -> Credit:
 
 
 def advantage(tree: TokenTree, outcome: Outcome) -> Credit:
-  """A critic's advantages of tokens as they are: A_t = Â_t.
+  """A critic's advantages of tokens, held against the batch's at each depth.
 
-  Where a state is met once, there is no group to hold them against.
+    A_t = (Â_t - mean Â_t) / (std Â_t + epsilon) over all rollouts
+
+  Where a state is met once, there is no group to hold them against. What a
+  critic that still learns gets wrong of all states is no reason to prefer all
+  that was tried, or none; and an entropy bonus weighs the same whatever rewards
+  are worth.
   """
-  return _on_edges(tree, outcome.advantage)
+  flat = lambda x: x.reshape(1, -1, x.shape[-1])
+  each = normalise(flat(outcome.advantage), flat(tree.path != PAD))
+  return _on_edges(tree, each.reshape(tree.path.shape))
 
 
 def sibling(tree: TokenTree, outcome: Outcome, epsilon: float = 1e-4) -> Credit:

@@ -168,15 +168,15 @@ def test_mean_reward_is_over_the_rollouts_through_an_edge():
       np.testing.assert_allclose(got[b, e], wanted, atol=1e-5)
 
 
-def _assert_on_edges(given, made, each):
+def _assert_on_edges(given, made, each, atol=1e-5):
   """Advantages f[B, G, T] of rollouts' tokens, by the definition of Credit."""
   G = made.path.shape[1]
   for b in range(made.token.shape[0]):
     for e in range(made.token.shape[1]):
       own = each[b][np.asarray(made.path[b]) == e]
       good, bad = own[own > 0].sum() / G, own[own < 0].sum() / G
-      np.testing.assert_allclose(given.positive[b, e], good, atol=1e-5)
-      np.testing.assert_allclose(given.negative[b, e], bad, atol=1e-5)
+      np.testing.assert_allclose(given.positive[b, e], good, atol=atol)
+      np.testing.assert_allclose(given.negative[b, e], bad, atol=atol)
 
 
 def _held_against_the_group(made, each):
@@ -197,6 +197,23 @@ def test_critic_equals_its_definition(kind):
   outcome = toys.outcome(made).replace(advantage=said.astype(np.float32))
   given = credit.critic(made, outcome)
   _assert_on_edges(given, made, _held_against_the_group(made, said))
+
+
+@pytest.mark.parametrize("kind", ("merged", "fixed_tree"))
+def test_advantages_are_held_against_the_batchs(kind):
+  """By loops; a critic's mistake at a depth and rewards' unit change nothing."""
+  made = _grown(kind)
+  said = np.random.default_rng(0).normal(size=made.path.shape) ** 3
+  real = np.asarray(made.path) != PAD
+  want = np.zeros(said.shape)
+  for t in range(said.shape[2]):
+    own = said[:, :, t][real[:, :, t]]
+    if own.size:
+      want[:, :, t][real[:, :, t]] = (own - own.mean()) / (own.std() + 1e-4)
+  wrong = np.linspace(-3, 3, said.shape[2])
+  for told, atol in ((said, 1e-5), (20 * said + wrong, 1e-3)):
+    outcome = toys.outcome(made).replace(advantage=told.astype(np.float32))
+    _assert_on_edges(credit.advantage(made, outcome), made, want, atol)
 
 
 @pytest.mark.parametrize("kind", ("merged", "fixed_tree"))
