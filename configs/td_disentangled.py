@@ -19,4 +19,4 @@ CHANGES = {
 
 def get_config(variant: str = ""):
   """The synthetic world's users, or the small world of trust."""
-  return common.build(CHANGES, variant)
+  return common.build(CHANGES, variant, a2c.OWN)
