@@ -75,11 +75,18 @@ def test_a_finished_run_is_only_judged_again(done):
   assert (folder / report.REPORT).read_bytes() == once
 
 
+def test_kl_is_to_the_policys_own_average(done):
+  """None at the first step, some as soon as there is a past."""
+  lines = next(done[0].glob("session-*/metrics.jsonl")).read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  found = [row["kl"] for row in rows if row["split"] == "train"]
+  assert abs(found[0]) < 1e-6 < found[-1]
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
     ({"rl.group": 4}, "config.rl.group=4"),
-    ({"rl.kl": 0.1}, "config.rl.kl=0.1"),
     ({"rl.epochs": 2}, "config.rl.epochs=2"),
     ({"rl.credit": "group"}, "config.rl.credit='group'"),
     ({"rl.explore": "beam"}, "config.rl.explore='beam'"),

@@ -52,10 +52,6 @@ def check(config: Config) -> None:
     raise ConfigError(
       f"config.rl.group={rl.group}: a user sees one slate a turn; use 1."
     )
-  if rl.kl:
-    raise ConfigError(
-      f"config.rl.kl={rl.kl}: sessions have no reference policy; use 0."
-    )
   if rl.epochs != 1:
     raise ConfigError(
       f"config.rl.epochs={rl.epochs}: sessions are played anew for every "
@@ -217,6 +213,9 @@ def outcome_of(method: Method, played: simulation.Turns, value, beyond):
 def step(method, catalogue, environment, state, start, key):
   """One batch of users: play, value, credit, one gradient step.
 
+  Who has shown nothing yet has no reference policy; KL leads back to the
+  policy's own running average, as what swings from batch to batch is noise.
+
   Args:
     method: static parts.
     catalogue: the Catalogue.
@@ -237,10 +236,15 @@ def step(method, catalogue, environment, state, start, key):
   )
   last = jax.tree.map(lambda x: x[-1], played.after)
 
+  def scored(own):
+    game = sample.prepare(policy, own, catalogue, request)
+    return game, learner.score_slates(policy, own, game, tree.slate)
+
+  _, steady = scored(state.ema["policy"])
+
   def loss(params):
     own = params["policy"]
-    game = sample.prepare(policy, own, catalogue, request)
-    scores = learner.score_slates(policy, own, game, tree.slate)
+    game, scores = scored(own)
     value = state_value(method, params, catalogue, request, game)
     end = sample.prepare(policy, own, catalogue, last)
     beyond = state_value(method, params, catalogue, last, end)
@@ -258,18 +262,20 @@ def step(method, catalogue, environment, state, start, key):
     )
     error = jax.lax.stop_gradient(((value - to_come) ** 2).sum())
     along = values.temporal_difference(path, outcome, method.trace)
-    total = main.total - rl.entropy * wide.total
+    far = objectives.weighted(tree, objectives.kl(scores, steady))
+    total = main.total + rl.kl * far.total - rl.entropy * wide.total
     total = total / jnp.maximum(main.denominator, 1e-6)
     total += fitted
     total += along.total / jnp.maximum(along.denominator, 1e-6)
-    return total, (main, wide, error)
+    return total, (main, wide, far, error)
 
-  grads, (main, wide, error) = jax.grad(loss, has_aux=True)(state.params)
+  grads, (main, wide, far, error) = jax.grad(loss, has_aux=True)(state.params)
   state = states.apply_gradients(state, grads, method.tx, method.decay)
   left = played.left
   figures = {
     "loss": (main.total, main.denominator),
     "entropy": (wide.total, wide.denominator),
+    "kl": (far.total, far.denominator),
     "value_error": (error, left.size),
     "reward": (played.per_item.sum(), left.size),
     "left": (left.sum(), left.size),
