@@ -201,7 +201,7 @@ def test_critic_equals_its_definition(kind):
 
 @pytest.mark.parametrize("kind", ("merged", "fixed_tree"))
 def test_advantages_are_held_against_the_batchs(kind):
-  """By loops; a critic's mistake at a depth and rewards' unit change nothing."""
+  """By loops; a mistake about a depth and rewards' unit change nothing."""
   made = _grown(kind)
   said = np.random.default_rng(0).normal(size=made.path.shape) ** 3
   real = np.asarray(made.path) != PAD
