@@ -106,14 +106,12 @@ def _sessions(name: str, variant: str) -> Table:
   def other(name, *flags):
     return Row("hsrl", 3, name=f"hsrl_{name}", flags=flags)
 
-  # Other heads, each at the entropy that is best for it.
-  wide = "--config.rl.entropy=.05"
   rows = (
     *(Row(config, 5) for config in SESSIONS),
     other("scalar", "--config.rl.credit=a2c"),
-    other("flat", "--config.policy.head=pointer", wide),
-    other("hpn", "--config.policy.head=hpn", wide),
-    other("hpn_expected", "--config.policy.head=hpn_expected", wide),
+    other("flat", "--config.policy.head=pointer"),
+    other("hpn", "--config.policy.head=hpn"),
+    other("hpn_expected", "--config.policy.head=hpn_expected"),
   )
   title = f"{name}, sessions with learnt users"
   return Table(title, f"learnt,{variant}", SESSION, rows, "hsrl")
