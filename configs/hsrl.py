@@ -39,7 +39,10 @@ CHANGES = {
   "rl_train.checkpoint_every": 100,
 }
 
-OWN = {"learnt": {"policy.head": "global", "rl.entropy": 0.0125}}
+OWN = {
+  "learnt": {"policy.head": "global", "rl.entropy": 0.0125},
+  "smoke": {"rl_train.eval_every": 12},  # Most of the time is judging users.
+}
 
 
 def get_config(variant: str = ""):
