@@ -50,7 +50,7 @@ SMOKE = {
   "rl_train.steps": 12,
   "rl_train.warmup_steps": 5,
   "rl_train.batch_size": 16,
-  "rl_train.eval_every": 6,
+  "rl_train.eval_every": 12,
 }
 
 ORACLE = {

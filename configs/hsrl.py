@@ -39,10 +39,7 @@ CHANGES = {
   "rl_train.checkpoint_every": 100,
 }
 
-OWN = {
-  "learnt": {"policy.head": "global", "rl.entropy": 0.0125},
-  "smoke": {"rl_train.eval_every": 12},  # Most of the time is judging users.
-}
+OWN = {"learnt": {"policy.head": "global", "rl.entropy": 0.0125}}
 
 
 def get_config(variant: str = ""):
