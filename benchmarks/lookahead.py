@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import common, runs
 from launch import errors
-from rerank_rl.evaluation import judge
+from rerank_rl.evaluation import bootstrap, judge
 from rerank_rl.models import lookahead, pointwise
 from rerank_rl.training.setting import (
   CHUNK,
@@ -55,6 +55,11 @@ def list_auc(value: np.ndarray, outcome: np.ndarray) -> float:
     won += (below + upto) / 2
     total += low.size * high.size
   return won / total if total else float("nan")
+
+
+def lead(own: np.ndarray, other: np.ndarray, outcome: np.ndarray) -> float:
+  """How much higher one evaluator's `list_auc` is than another's."""
+  return list_auc(own, outcome) - list_auc(other, outcome)
 
 
 def counts_of(setting: Setting, part: Impression) -> np.ndarray:
@@ -115,14 +120,17 @@ def main(argv: list[str]) -> None:
   expected = (
     valuer(setting.reward("world"))(part, part.slate) if known else outcome
   )
+  names = "lookahead", "a", CONTROL
+  said = {n: valuer(setting.judged_by(n))(part, part.slate) for n in names}
   rows = []
-  for name in ("lookahead", "a", CONTROL):
-    value = valuer(setting.judged_by(name))(part, part.slate)
+  for name, value in said.items():
+    ahead = bootstrap.of_sample(lead, said["lookahead"], value, outcome)
     gap = value - expected
     rows.append(
       (
         name,
         f"{list_auc(value, outcome):.4f}",
+        ahead.signed() if name != "lookahead" else "",
         f"{list_auc(value, expected):.4f}" if known else "",
         f"{gap.mean():+.4f}",
         f"{np.abs(gap).mean():.4f}" if known else "",
@@ -130,7 +138,14 @@ def main(argv: list[str]) -> None:
     )
   common.show(
     f"{len(outcome)} logged slates, mean feedback {outcome.mean():.4f}",
-    ("evaluator", "list AUC", "of expected", "mean gap", "mean |gap|"),
+    (
+      "evaluator",
+      "list AUC",
+      "lookahead minus it",
+      "of expected",
+      "mean gap",
+      "mean |gap|",
+    ),
     rows,
   )
 

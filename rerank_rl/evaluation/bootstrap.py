@@ -1,12 +1,13 @@
 """Intervals: bootstrap over requests within a seed, Student's t over seeds.
 
-Every reported figure is a ratio of sums over requests: a mean is sum(v) / n,
-a share is sum(U) / sum(U*). Resampling requests therefore means one matrix
-of counts times columns of numerators and denominators. NaN leaves a request
-out. NumPy only, seeded: equal inputs give equal bytes.
+Nearly every reported figure is a ratio of sums over requests: a mean is
+sum(v) / n, a share is sum(U) / sum(U*). Resampling requests therefore means one
+matrix of counts times columns of numerators and denominators. NaN leaves a
+request out. NumPy only, seeded: equal inputs give equal bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import itertools
 from typing import NamedTuple
 
 import chex
@@ -30,15 +31,20 @@ class Interval(NamedTuple):
     return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
+def _draws(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+  """Which of n requests each resample holds, i64[n]."""
+  rng = np.random.default_rng(seed)
+  for _ in range(resamples):
+    yield rng.integers(0, n, n)
+
+
 def _counts(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
   """How often each of n requests is drawn, in blocks of f64[<= R, n]."""
-  rng = np.random.default_rng(seed)
-  block = max(1, min(resamples, _BLOCK // max(n, 1)))
-  for start in range(0, resamples, block):
-    rows = min(block, resamples - start)
-    yield np.stack(
-      [np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(rows)]
-    ).astype(np.float64)
+  draws = _draws(n, resamples, seed)
+  block = max(1, _BLOCK // max(n, 1))
+  while rows := list(itertools.islice(draws, block)):
+    counts = [np.bincount(row, minlength=n) for row in rows]
+    yield np.stack(counts).astype(np.float64)
 
 
 def _sums(
@@ -99,6 +105,30 @@ def over_requests(
   ]
   low_high = _percentiles(np.concatenate(draws))
   return np.stack([point, *low_high], axis=-1)
+
+
+def of_sample(
+  statistic: Callable[..., float],
+  *columns: np.ndarray,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
+) -> Interval:
+  """Percentile bootstrap of what is no ratio of sums, such as an AUC.
+
+  Args:
+    statistic: a number of columns.
+    *columns: [n] each, resampled together.
+    resamples: how many times the n rows are drawn with replacement.
+    seed: of the draws.
+
+  Returns:
+    The Interval of statistic(*columns).
+  """
+  chex.assert_equal_shape(columns)
+  drawn = _draws(len(columns[0]), resamples, seed)
+  found = [statistic(*(x[rows] for x in columns)) for rows in drawn]
+  low, high = _percentiles(np.array(found)[:, None])[:, 0].tolist()
+  return Interval(statistic(*columns), low, high)
 
 
 def over_seeds(values: np.ndarray) -> Interval:

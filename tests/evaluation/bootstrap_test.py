@@ -20,6 +20,16 @@ def test_share_is_a_ratio_of_sums_not_a_mean_of_ratios():
   assert bootstrap.over_requests(value, optimum)[0, 0] == 0.5
 
 
+def test_a_mean_of_the_sample_is_the_mean_over_requests():
+  value, per = np.random.default_rng(5).uniform(1, 2, (2, 70))
+  ratio = lambda value, per: value.sum() / per.sum()
+  whole = bootstrap.of_sample(ratio, value, per, resamples=99, seed=3)
+  by_sums = bootstrap.over_requests(
+    value[:, None], per[:, None], resamples=99, seed=3
+  )
+  np.testing.assert_allclose(whole, by_sums[0])
+
+
 def test_nan_leaves_a_request_out():
   values = np.random.default_rng(1).normal(size=(50, 2))
   values[10:, 1] = np.nan
