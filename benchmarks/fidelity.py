@@ -26,6 +26,7 @@ from rerank_rl.evaluation import judge as judges
 from rerank_rl.simulation import learnt
 from rerank_rl.training import session, session_pipeline
 from rerank_rl.training.session import SessionRun
+from rerank_rl.types import PAD
 
 METRIC = "total_reward"
 _NOISE = 1.0  # Deviations of the ranker's scores.
@@ -56,7 +57,7 @@ def _chances(law, rows):
 
 def answers(setting: SessionRun, law: learnt.Learnt) -> list[dict[str, float]]:
   """AUC, calibration error and means of each signal, on the test's slates."""
-  rows = setting.dataset.splits["test"]
+  rows = session.log_of(setting, "test")
   chance, shown = np.asarray(_chances(law, rows)), rows.slate >= 0
   out = []
   for signal in range(chance.shape[-1]):
@@ -89,7 +90,9 @@ def policies(setting: SessionRun) -> Mapping[str, tuple[session.Act, Any]]:
   bind = lambda function: jax.tree_util.Partial(
     functools.partial(function, data.slate_size)
   )
-  seen = np.bincount(data.offers.ravel(), minlength=len(data.item_ids))
+  seen = np.bincount(
+    data.offers[data.offers != PAD], minlength=len(data.item_ids)
+  )
   tables = {"popularity": seen}
   main = np.linalg.svd(data.vectors - data.vectors.mean(0), full_matrices=False)
   for i in range(3):

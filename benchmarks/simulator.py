@@ -82,6 +82,8 @@ def users(sizes: Sizes, seed: int = 0) -> tuple[learnt.Learnt, Impression]:
     scale=jnp.ones(1),
     shift=jnp.zeros(1),
     offers=jnp.asarray(offers),
+    ranker=None,
+    topics=None,
     config=SessionConfig(turns=sizes.turns),
     weights=(1.0,),
   )

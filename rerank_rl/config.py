@@ -251,7 +251,7 @@ class Config:
   data: DataConfig = DataConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
   evaluators: EvaluatorConfig = EvaluatorConfig()  # A, S and B.
-  response: EvaluatorConfig = EvaluatorConfig()  # Users of sessions.
+  response: EvaluatorConfig = EvaluatorConfig(max_epochs=20)  # Users.
   policy: PolicyConfig = PolicyConfig()
   next_item: NextItemConfig = NextItemConfig()
   session: SessionConfig = SessionConfig()

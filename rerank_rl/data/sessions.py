@@ -11,10 +11,11 @@ import numpy as np
 from rerank_rl.config import Config, ConfigError
 from rerank_rl.data import load, schema, synthetic
 from rerank_rl.data.schema import SPLITS
-from rerank_rl.types import PAD, Impression
+from rerank_rl.types import PAD, Impression, Request
 from rerank_rl.world import trust
 
 _WAYS = 256
+_RIDGE = 3.0  # Times the variance of a score's noise, which is 1 in the world.
 _SEED = 2022  # What is brought is part of the data: the same for every run.
 
 
@@ -35,10 +36,15 @@ class Sessions:
     slate_size: K.
     logs: "a", "b" -> Impression, what users of two disjoint groups were shown
       and did; to learn two models of users from.
+    topics: f32[M, T], what being shown an item adds to a user's first T
+      features, which count what he was shown lately; None where none do.
     signals: names of the logs' S signals.
     weights: S floats, each signal's part in a reward.
     offers: i32[P, turns, N], what retrieval brings to a user whose behaviour
       is learnt, turn by turn, in one of P ways; None without logs.
+    regressors: f32[M, R], where the upstream ranker is known but for whom it
+      holds users: their products with a user's last R features are its scores,
+      but for noise; None where retrieval is `offers`.
   """
 
   name: str
@@ -51,18 +57,43 @@ class Sessions:
   candidates: int
   slate_size: int
   logs: Mapping[str, Impression] = dataclasses.field(default_factory=dict)
+  topics: np.ndarray | None = None
   signals: tuple[str, ...] = ()
   weights: tuple[float, ...] = ()
   offers: np.ndarray | None = None
+  regressors: np.ndarray | None = None
 
 
 def of_world(config: Config) -> Sessions:
-  """Users of the synthetic world: the rows of its log, who liked what."""
+  """Users of the synthetic world: the rows of its log, who liked what.
+
+  A user's features are how much of each topic he was shown lately, which is
+  nothing yet, and what the upstream ranker holds him for.
+  """
   data = synthetic.load(config)
-  rows = np.arange(schema.num_rows(data.splits["train"]))
-  half = lambda odd: schema.take(data.splits["train"], rows[odd::2])
+  regressors = np.pad(data.vectors, ((0, 0), (0, 1)), constant_values=1)
+  topics = np.eye(config.world.num_topics, dtype=np.float32)[data.groups]
+
+  def known(rows: Impression) -> Impression:
+    none = np.zeros((schema.num_rows(rows), topics.shape[1]), np.float32)
+    user = np.concatenate([none, _esteemed(regressors, rows.request)], 1)
+    return rows.replace(request=rows.request.replace(user=user))
+
+  splits = {name: known(rows) for name, rows in data.splits.items()}
+  rows = np.arange(schema.num_rows(splits["train"]))
+  half = lambda odd: schema.take(splits["train"], rows[odd::2])
   logs = {name: half(i) for i, name in enumerate("ab")}
-  return _on(config, data, data.splits, logs)
+  found = _on(config, data, splits, logs)
+  return dataclasses.replace(found, topics=topics, regressors=regressors)
+
+
+def _esteemed(regressors: np.ndarray, request: Request) -> np.ndarray:
+  """Ridge regression f32[n, R] of the ranker's scores on f32[M, R]."""
+  real = (request.candidates != PAD)[..., None]
+  x = regressors[np.maximum(request.candidates, 0)] * real
+  gram = np.einsum("bnd,bne->bde", x, x) + _RIDGE * np.eye(x.shape[-1])
+  moment = np.einsum("bnd,bn->bd", x, request.scores)
+  return np.linalg.solve(gram, moment[..., None])[..., 0].astype(np.float32)
 
 
 def of_log(config: Config) -> Sessions:

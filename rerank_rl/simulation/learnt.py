@@ -6,7 +6,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.config import SessionConfig
+from rerank_rl.config import SessionConfig, WorldConfig
 from rerank_rl.models.response import Memory, ResponseModel
 from rerank_rl.simulation.session import (
   Environment,
@@ -14,11 +14,40 @@ from rerank_rl.simulation.session import (
   days_away,
   patience_left,
   pleased,
+  wearied,
 )
 from rerank_rl.types import PAD, Array, Impression, Request
+from rerank_rl.world import world as world_lib
 
 FADING = 0.95  # What a click leaves of the weight of those before it.
 _ROWS = 256  # Of a log, read at a time.
+
+
+class Ranker(struct.PyTreeNode):
+  """The world's upstream ranker, which takes users for what a log tells.
+
+  Attributes:
+    regressors: f32[M, R]; their products with a user's last R features are
+      scores, but for noise.
+    items: i32[W], catalogue rows that may occur.
+    config: the world's numbers.
+  """
+
+  regressors: Array
+  items: Array
+  config: WorldConfig = struct.field(pytree_node=False)
+
+  def best(self, user: Array, key: Array) -> tuple[Array, Array]:
+    """Candidates i32[N], PAD where there are fewer, and scores f32[N]."""
+    taste = user[-self.regressors.shape[1] :]
+    score = lambda rows: self.regressors[rows] @ taste
+    keys = jax.random.split(key)
+    found = world_lib.retrieve_by(self.config, self.items, score, *keys)
+    short = (0, self.config.num_candidates - len(found[0]))
+    return (
+      jnp.pad(found[0], short, constant_values=PAD),
+      jnp.pad(found[1], short),
+    )
 
 
 class Learnt(struct.PyTreeNode):
@@ -32,6 +61,9 @@ class Learnt(struct.PyTreeNode):
     vectors: f32[M, E], unit vectors by which the ranker compares items.
     offers: i32[P, turns, N], catalogue rows that retrieval brings, turn by
       turn, in one of P ways; distinct within a turn.
+    ranker: what brings candidates in place of `offers`, or None.
+    topics: f32[M, T], what each item that is shown adds to a user's first T
+      features, which count what he was shown lately; None: none do.
     model: its module.
     config: the session's numbers.
     weights: S floats, each signal's part in the reward.
@@ -43,6 +75,8 @@ class Learnt(struct.PyTreeNode):
   table: Array
   vectors: Array
   offers: Array
+  ranker: Ranker | None
+  topics: Array | None
   model: ResponseModel = struct.field(pytree_node=False)
   config: SessionConfig = struct.field(pytree_node=False)
   weights: tuple[float, ...] = struct.field(pytree_node=False)
@@ -93,7 +127,7 @@ class Visitor(struct.PyTreeNode):
     taste: f32[E], sum of their vectors, the newest weighing most.
     patience: f32[], slates that he would still bear without a click.
     pleasure: f32[], share of the session's slots that he clicked.
-    way: i32[], which of the P ways candidates come to him.
+    way: i32[], which of the P ways candidates come to him; the ranker's seed.
     turn: i32[].
   """
 
@@ -115,8 +149,9 @@ def learnt(law: Learnt) -> Environment:
 
   signals drawn apart, the first of them the click; patience as
   `session.patience_left` and days away as `session.days_away` say. Clicked
-  items join his history. Candidates are `law.offers`, scored by their
-  likeness to what he clicked.
+  items join his history, and what he is shown his features, where the platform
+  keeps count of it. Candidates are the ranker's, or `law.offers`, scored by
+  their likeness to what he clicked.
   """
   bind = lambda function: jax.tree_util.Partial(function, law)
   return Environment(bind(_meet), bind(_begin), bind(_request), bind(_react))
@@ -143,7 +178,8 @@ def _meet(law: Learnt, start: Impression) -> Visitor:
 
 
 def _begin(law: Learnt, met: Visitor, key: Array) -> Visitor:
-  return met.replace(way=jax.random.randint(key, (), 0, len(law.offers)))
+  ways = len(law.offers) if law.ranker is None else 2**31 - 1
+  return met.replace(way=jax.random.randint(key, (), 0, ways))
 
 
 def on_log(
@@ -179,29 +215,42 @@ def cosine(vectors: Array, other: Array) -> Array:
   return vectors @ other / length
 
 
-def _offered(law: Learnt, state: Visitor) -> Array:
-  """i32[N]; whoever stays beyond the last turn meets the first again."""
-  return law.offers[state.way, state.turn % law.offers.shape[1]]
+def _offered(law: Learnt, state: Visitor) -> tuple[Array, Array]:
+  """Candidates i32[N] and their scores f32[N].
+
+  Of `offers` whoever stays beyond the last turn meets the first again.
+  """
+  if law.ranker is None:
+    candidates = law.offers[state.way, state.turn % law.offers.shape[1]]
+    scores = cosine(law.vectors[candidates], state.taste)
+  else:
+    key = jax.random.fold_in(jax.random.key(state.way), state.turn)
+    candidates, scores = law.ranker.best(state.user, key)
+  return candidates, jnp.where(candidates == PAD, 0, scores)
 
 
 def _request(law: Learnt, state: Visitor) -> Request:
-  candidates = _offered(law, state)
-  scores = cosine(law.vectors[candidates], state.taste)
+  candidates, scores = _offered(law, state)
   return Request(
     user=state.user,
     history=state.history,
     candidates=candidates,
-    scores=jnp.where(candidates == PAD, 0, scores),
+    scores=scores,
     size=jnp.int32(law.model.slots),
   )
 
 
 def _react(law: Learnt, state: Visitor, slate: Array, key: Array):
-  shown = _offered(law, state)[slate]
+  shown = _offered(law, state)[0][slate]
   signal_key, day_key = jax.random.split(key)
   chance = law.chances(state, shown)
   signal = jax.random.uniform(signal_key, chance.shape) < chance
   clicked = signal[:, 0]
+  if law.topics is not None:
+    count = law.topics.shape[1]
+    lately = wearied(law.config, state.user[:count], law.topics[shown])
+    user = jnp.concatenate([lately, state.user[count:]])
+    state = state.replace(user=user, profile=law.ask("who", user[None]))
   worth = signal.astype(chance.dtype) @ jnp.asarray(law.weights, chance.dtype)
   per_item = (worth - law.config.cost * ~clicked) / len(slate)
   patience = patience_left(law.config, state.patience, clicked)

@@ -160,6 +160,17 @@ def pleased(pleasure: Array, turn: Array, clicked: Array) -> Array:
   return pleasure + (clicked.mean() - pleasure) / turn
 
 
+def wearied(config: SessionConfig, weary: Array, shown: Array) -> Array:
+  """rest * weary + mean of what the slate's items show, f32[topics].
+
+  Args:
+    config: whose `rest` it is.
+    weary: f32[topics], how much of each topic a user was shown lately.
+    shown: f32[K, topics], the topics of what he is shown now.
+  """
+  return config.rest * weary + shown.mean(0)
+
+
 def days_away(
   config: SessionConfig, patience: Array, pleasure: Array, key: Array
 ) -> Array:

@@ -1,5 +1,7 @@
 """Users of sessions whose behaviour is known in closed form."""
 
+import functools
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,16 @@ from rerank_rl.simulation.session import (
   as_is,
   days_away,
   patience_left,
+  play,
   pleased,
+  wearied,
 )
 from rerank_rl.types import PAD, Array, Impression, Request
 from rerank_rl.world import click_law, trust
 from rerank_rl.world import world as world_lib
 from rerank_rl.world.world import World
+
+LEAN = 2.0  # Log-odds of an item one deviation ahead in a log's direction.
 
 
 def trusting(world: trust.TrustWorld) -> Environment:
@@ -145,7 +151,6 @@ def _react(law: Tiring, state: Patience, slate: Array, key: Array):
   clicked = click_law.sample_clicks(
     click_key, world.law, rel, world.z[shown], jnp.ones(K, bool)
   )
-  share = jnp.zeros_like(state.weary).at[topic].add(1 / K)
   patience = patience_left(config, state.patience, clicked)
   turn = state.turn + 1
   pleasure = pleased(state.pleasure, turn, clicked)
@@ -154,7 +159,7 @@ def _react(law: Tiring, state: Patience, slate: Array, key: Array):
     offer_key,
     hidden=state.hidden,
     history=appended(state.history, jnp.where(clicked, shown, PAD)),
-    weary=config.rest * state.weary + share,
+    weary=wearied(config, state.weary, jax.nn.one_hot(topic, len(state.weary))),
     patience=patience,
     pleasure=pleasure,
     turn=turn,
@@ -162,3 +167,53 @@ def _react(law: Tiring, state: Patience, slate: Array, key: Array):
   per_item = jnp.where(clicked, 1, -config.cost) / K
   away = days_away(config, patience, pleasure, day_key)
   return after, per_item, away
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def logged(
+  law: Tiring, start: Impression, key: Array, turns: int
+) -> Impression:
+  """What a platform that explores logs of users: one slate each, at any turn.
+
+  Sessions are played as `impatient` says. Each user's slates lean to items in a
+  direction of his own, drawn at random, for what a ranker shows tells of its
+  score's noise: an item that it shows and that seems not to fit fits better
+  than it seems. Whoever learns from that takes what others show to fit, too.
+
+  Args:
+    law: how users behave.
+    start: B rows, of the users.
+    key: PRNG key.
+    turns: of which one is kept, as likely as any other.
+
+  Returns:
+    An Impression of B rows; what a user was shown lately takes the place of
+    the first of his features.
+  """
+  play_key, turn_key, lean_key = jax.random.split(key, 3)
+  size, z = law.world.config.slate_size, law.world.z
+  lean = LEAN * jax.random.normal(lean_key, (len(start.hidden), z.shape[1]))
+  draw = jax.vmap(lambda scores, key: world_lib.logged_slate(scores, size, key))
+
+  def act(request, key):
+    scores = jnp.einsum("bnd,bd->bn", z[request.candidates], lean)
+    scores = jnp.where(request.candidates == PAD, -jnp.inf, scores)
+    drawn = draw(scores, jax.random.split(key, len(scores)))
+    return drawn[0], drawn
+
+  out = play(impatient(law), act, start, play_key, turns)
+  B = len(start.hidden)
+  at = jax.random.randint(turn_key, (B,), 0, turns)
+  one = lambda x: x[at, jnp.arange(B)]
+  slate, propensity = out.record
+  request = jax.tree.map(one, out.request)
+  lately = request.user
+  rest = start.request.user[:, lately.shape[1] :]
+  return Impression(
+    request=request.replace(user=jnp.concatenate([lately, rest], 1)),
+    slate=one(slate),
+    # Only what is clicked is worth more than nothing.
+    feedback=(one(out.per_item) > 0).astype(propensity.dtype)[..., None],
+    propensity=one(propensity),
+    hidden=start.hidden,
+  )

@@ -21,7 +21,7 @@ from rerank_rl.models.response import ResponseModel
 from rerank_rl.simulation import ensemble, learnt, users
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training.setting import CHUNK, Run, by_chunks, local, opened
-from rerank_rl.types import Array, Request
+from rerank_rl.types import Array, Impression, Request
 from rerank_rl.world import trust
 
 SELECT = "discounted_reward"
@@ -73,6 +73,16 @@ class SessionRun(Run):
     return KNOWN[self.config.data.name](self, split)
 
 
+def _ranker(setting: SessionRun, name: str) -> learnt.Ranker | None:
+  """What brings the users of model `name` candidates, if it is known."""
+  regressors = setting.dataset.regressors
+  if regressors is None:
+    return None
+  items = _tiring(setting, "test" if name == "b" else "train").items
+  world = setting.config.world
+  return learnt.Ranker(jnp.asarray(regressors, jnp.float32), items, world)
+
+
 def _responding(setting: SessionRun, name: str) -> learnt.Learnt:
   """Users who behave as the response model `name` says."""
   model, fitted = setting.judges[name]
@@ -85,6 +95,8 @@ def _responding(setting: SessionRun, name: str) -> learnt.Learnt:
     scale=fitted.scale,
     shift=fitted.shift,
     offers=jnp.asarray(data.offers),
+    ranker=_ranker(setting, name),
+    topics=None if data.topics is None else jnp.asarray(data.topics),
     config=setting.config.session,
     weights=setting.config.data.weights or data.weights,
   )
@@ -92,9 +104,8 @@ def _responding(setting: SessionRun, name: str) -> learnt.Learnt:
 
 def _voting(setting: SessionRun, name: str) -> learnt.Learnt:
   """Users who behave as an ensemble on the response model `name` says."""
-  data = setting.dataset
   law = _responding(setting, name)
-  return ensemble.fit(law, setting.catalogue.features, data.logs[name])
+  return ensemble.fit(law, setting.catalogue.features, log_of(setting, name))
 
 
 # Users learnt from a log, by `config.session.users`.
@@ -103,14 +114,17 @@ LEARNT: Mapping[str, Callable[[SessionRun, str], learnt.Learnt]] = (
 )
 
 
-def _impatient(setting: SessionRun, split: str) -> simulation.Environment:
-  """Users of the world; but for the test's they meet warm items alone."""
+def _tiring(setting: SessionRun, split: str) -> users.Tiring:
+  """How the world's users behave; but for the test's, who meet warm items."""
   world = synthetic.world_of(setting.config)
   order = np.asarray(world.shuffle)
   if split != "test":
     order = order[np.asarray(world.warm)[order]]
-  law = users.Tiring(world, jnp.asarray(order), setting.config.session)
-  return users.impatient(law)
+  return users.Tiring(world, jnp.asarray(order), setting.config.session)
+
+
+def _impatient(setting: SessionRun, split: str) -> simulation.Environment:
+  return users.impatient(_tiring(setting, split))
 
 
 def _trusting(setting: SessionRun, split: str) -> simulation.Environment:
@@ -120,6 +134,30 @@ def _trusting(setting: SessionRun, split: str) -> simulation.Environment:
 
 # Data whose users' behaviour is known in closed form.
 KNOWN = {"world": _impatient, "trust": _trusting}
+
+
+def _at_some_turn(setting: SessionRun, name: str, rows: Impression):
+  """The world's users in the midst of sessions; keys hang on the name."""
+  law, turns = _tiring(setting, name), setting.config.session.turns
+  key = setting.key("log/" + name)
+
+  def chunk(rows, number):
+    return users.logged(law, rows, jax.random.fold_in(key, number[0]), turns)
+
+  numbers = np.arange(schema.num_rows(rows), dtype=np.uint32)
+  return by_chunks(chunk, CHUNK, rows, numbers)
+
+
+# Data whose log is no record of what was shown before.
+PLAYED = {"world": _at_some_turn}
+
+
+def log_of(setting: SessionRun, name: str) -> Impression:
+  """What the users of a group, "a" or "b", or of a split met and did."""
+  data = setting.dataset
+  rows = {**data.splits, **data.logs}[name]
+  play = PLAYED.get(setting.config.data.name)
+  return play(setting, name, rows) if play else rows
 
 
 def start(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:

@@ -11,6 +11,7 @@ and its N best are the candidates. The logging policy is Plackett-Luce over
 the ranker's scores.
 """
 
+from collections.abc import Callable
 import functools
 import math
 
@@ -240,7 +241,7 @@ def _impression(world: World, order: Array, key: Array) -> Impression:
   user = users(world, keys[0], 1)[0]
   history = _history(world, order, user, keys[1])
   candidates, scores = retrieve(world, order, user, keys[2], keys[3])
-  slate, propensity = _plackett_luce(scores, config.slate_size, keys[4])
+  slate, propensity = logged_slate(scores, config.slate_size, keys[4])
   shown = candidates[slate]
   clicks = click_law.sample_clicks(
     keys[5],
@@ -281,11 +282,24 @@ def retrieve(
     (catalogue rows i32[N], scores f[N]), best first; fewer than N where
     there are fewer items.
   """
-  config = world.config
+  score = lambda pool: relevance(world, user, pool)
+  return retrieve_by(world.config, order, score, pool_key, noise_key)
+
+
+def retrieve_by(
+  config: WorldConfig,
+  order: Array,
+  score: Callable[[Array], Array],
+  pool_key: Array,
+  noise_key: Array,
+) -> tuple[jax.Array, jax.Array]:
+  """`retrieve` for whoever likes catalogue rows i32[n] as `score` says."""
   pool = _pool(order, min(POOL * config.num_candidates, len(order)), pool_key)
-  noise = jax.random.normal(noise_key, pool.shape, world.z.dtype)
-  score = relevance(world, user, pool) + config.ranker_noise * noise
-  scores, best = jax.lax.top_k(score, min(config.num_candidates, len(pool)))
+  known = score(pool)
+  noise = jax.random.normal(noise_key, pool.shape, known.dtype)
+  scores, best = jax.lax.top_k(
+    known + config.ranker_noise * noise, min(config.num_candidates, len(pool))
+  )
   return pool[best], scores
 
 
@@ -327,11 +341,21 @@ def _history(world: World, order: Array, user: Array, key: Array):
   return jax.lax.while_loop(more, propose, (empty, 0, key))[0]
 
 
-def _plackett_luce(scores: Array, size: int, key: Array):
-  """Positions i32[K] drawn without replacement, P ~ exp(score), and f[K].
+def logged_slate(
+  scores: Array, size: int, key: Array
+) -> tuple[jax.Array, jax.Array]:
+  """The logging policy's slate: drawn without replacement, P ~ exp(score).
 
   The Gumbel trick: the K largest of score + Gumbel noise. The propensity of
   pick k is exp(s_k) / sum of exp(s) over what picks 0..k-1 left.
+
+  Args:
+    scores: f[N], the upstream ranker's.
+    size: K.
+    key: PRNG key.
+
+  Returns:
+    (positions i32[K], propensities f[K]).
   """
   gumbel = jax.random.gumbel(key, scores.shape, scores.dtype)
   _, slate = jax.lax.top_k(scores + gumbel, size)

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from rerank_rl.config import Config, ConfigError, DataConfig, WorldConfig
 from rerank_rl.data import load, schema, sessions, synthetic
 from rerank_rl.types import PAD
+from rerank_rl.world import world as world_lib
 
 WORLD = WorldConfig(
   num_items=60,
@@ -122,3 +124,29 @@ def test_the_worlds_log_is_halved():
   for i, name in enumerate("ab"):
     np.testing.assert_array_equal(found.logs[name].hidden, train.hidden[i::2])
   assert (found.logs["a"].request.candidates != PAD).all()
+
+
+def test_the_worlds_users_have_been_shown_nothing_yet():
+  config = dataclasses.replace(CONFIG, data=DataConfig(name="world"))
+  found = sessions.of_world(config)
+  size = config.world.num_topics
+  for rows in (*found.splits.values(), *found.logs.values()):
+    assert not rows.request.user[:, :size].any()
+  assert found.topics.shape == (len(found.item_ids), size)
+  assert (found.topics.sum(1) == 1).all()
+
+
+def test_the_ranker_knows_whom_it_ranks_for():
+  """What it holds a user for foretells what he likes in truth."""
+  config = dataclasses.replace(CONFIG, data=DataConfig(name="world"))
+  found, world = sessions.of_world(config), synthetic.world_of(config)
+  rows = found.splits["test"]
+  taste = rows.request.user[:, config.world.num_topics :]
+  said = taste[:, :-1] @ found.vectors.T + taste[:, -1:]
+  every = np.tile(np.arange(len(found.item_ids)), (len(said), 1))
+  true = jax.jit(jax.vmap(world_lib.relevance, (None, 0, 0)))(
+    world, rows.hidden, every
+  )
+  own = [np.corrcoef(x, y)[0, 1] for x, y in zip(said, true)]
+  other = [np.corrcoef(x, y)[0, 1] for x, y in zip(said, np.roll(true, 1, 0))]
+  assert np.mean(own) > np.mean(other) + 0.3

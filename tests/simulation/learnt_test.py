@@ -1,12 +1,13 @@
 """Users who behave as a response model says: its law, and their states."""
 
+import dataclasses
 import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rerank_rl.config import SessionConfig
+from rerank_rl.config import SessionConfig, WorldConfig
 from rerank_rl.models.response import ResponseModel
 from rerank_rl.simulation import learnt, session
 from rerank_rl.types import PAD, Impression, Request
@@ -34,7 +35,7 @@ def _start(count=2):
   )
 
 
-def _law(**changes):
+def _law(topics=None, **changes):
   start = _start()
   features = jax.random.normal(jax.random.key(0), (ITEMS, 5))
   slate = start.slate[:, None]
@@ -51,6 +52,8 @@ def _law(**changes):
     scale=jnp.array([1.5, 0.5]),
     shift=jnp.array([0.3, -0.4]),
     offers=jnp.asarray(offers.reshape(2, TURNS, N), jnp.int32),
+    ranker=None,
+    topics=topics,
     config=SessionConfig(**{"cost": 0.0, **changes}),
     weights=(1.0, 2.0),
   ), features
@@ -103,6 +106,67 @@ def test_clicks_enter_the_history_and_turn_the_ranker():
     taste = share @ vectors[met]
     want = vectors[now.candidates] @ taste / np.linalg.norm(taste)
     np.testing.assert_allclose(now.scores, want, atol=1e-5)
+
+
+def test_what_is_shown_is_counted_and_read():
+  """Clicks hang on what the request says that he was shown lately."""
+  topics = jax.nn.one_hot(jnp.arange(ITEMS) % 2, 2)  # Of three features.
+  law, features = _law(topics, patience=100.0, rest=0.5)
+  never = law.replace(shift=jnp.array([-50.0, -50.0]))
+  out = _played(never, _start())(jax.random.key(6))
+  lately = [np.asarray(x) for x in (*out.request.user, out.after.user[-1])]
+  candidates = np.asarray(out.request.candidates)
+  for turn in range(3):
+    shown = np.asarray(topics)[candidates[turn][:, [5, 0, 2]]].mean(1)
+    want = 0.5 * lately[turn][:, :2] + shown
+    np.testing.assert_allclose(lately[turn + 1][:, :2], want, rtol=1e-6)
+    np.testing.assert_array_equal(lately[turn + 1][:, 2], lately[0][:, 2])
+  one = jax.tree.map(operator.itemgetter(0), _start())
+  them = learnt.learnt(never)
+  state = them.begin(them.meet(one), jax.random.key(7))
+  slate = jnp.array([5, 0, 2])
+  state, *_ = them.react(state, slate, jax.random.key(8))
+  request = jax.tree.map(lambda x: x[None], them.request(state))
+  said = law.chances(state, request.candidates[0, slate])
+  logits = MODEL.apply(
+    {"params": law.params}, features, request, slate[None, None]
+  )[0, 0]
+  want = jax.nn.sigmoid(logits * law.scale[None] + law.shift[None])
+  np.testing.assert_allclose(said, want, atol=1e-6)
+
+
+def test_the_ranker_brings_what_it_takes_a_user_to_like():
+  law, _ = _law(patience=100.0)
+  regressors = jax.random.normal(jax.random.key(9), (ITEMS, 2))
+  config = WorldConfig(
+    num_items=ITEMS, num_candidates=N, slate_size=K, ranker_noise=0.0
+  )
+  order = jax.random.permutation(jax.random.key(8), ITEMS)
+  law = law.replace(ranker=learnt.Ranker(regressors, order, config))
+  start = _start()
+  out = _played(law, start)(jax.random.key(6))
+  # A pool of all items, no noise: the best are brought, best first.
+  score = np.asarray(start.request.user[:, 1:] @ regressors.T)
+  best = np.argsort(-score, axis=1)[:, :N]
+  for turn in range(3):
+    np.testing.assert_array_equal(out.request.candidates[turn], best)
+    np.testing.assert_allclose(
+      out.request.scores[turn], np.take_along_axis(score, best, 1), rtol=1e-5
+    )
+  noisy = learnt.Ranker(
+    regressors, order, dataclasses.replace(config, ranker_noise=1.0)
+  )
+  out = _played(law.replace(ranker=noisy), start)(jax.random.key(6))
+  brought = np.sort(out.request.candidates, axis=-1)
+  assert (np.diff(brought, axis=-1) > 0).all()
+  assert (brought[0] != brought[1]).any()
+  # What is shown is what the request had: it enters the history.
+  new = np.asarray(out.after.history)[..., -1:]
+  shown = np.asarray(out.request.candidates)[..., [5, 0, 2]]
+  clicked = np.round(np.asarray(out.per_item) * K) % 2 == 1  # 1, or 1 + 2.
+  assert clicked.any()
+  for at in zip(*np.nonzero(clicked.any(-1))):
+    assert new[at][0] in shown[at][clicked[at]]
 
 
 def test_whoever_clicks_nothing_leaves_sooner_and_begins_anew():

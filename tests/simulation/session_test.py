@@ -106,6 +106,29 @@ def test_weariness_and_no_clicks_cost():
   assert short["total_reward"] < fresh["total_reward"]
 
 
+def test_a_log_has_users_at_every_turn():
+  """Each with what he was shown lately, and tired of it."""
+  world, start = _start(count=3000)
+  config = SessionConfig(patience=100.0, weariness=9.0, rest=0.5)
+  law = users.Tiring(world, world.shuffle, config)
+  start = jax.tree.map(jnp.asarray, start)
+  log = users.logged(law, start, jax.random.key(7), 3)
+  shown_before = np.asarray(log.request.user.sum(1))
+  # Nothing, one slate, one and half of the one before it.
+  for mass in (0, 1, 1.5):
+    share = np.isclose(shown_before, mass, atol=1e-5).mean()
+    np.testing.assert_allclose(share, 1 / 3, atol=6 * 0.5 / np.sqrt(3000))
+  assert (np.diff(np.sort(log.slate, 1), axis=1) > 0).all()
+  assert ((log.propensity > 0) & (log.propensity <= 1)).all()
+  items = np.take_along_axis(
+    np.asarray(log.request.candidates), np.asarray(log.slate), 1
+  )
+  topic = np.asarray(world.topic)[items]
+  weary = np.take_along_axis(np.asarray(log.request.user), topic, 1)
+  clicked = np.asarray(log.feedback[..., 0])
+  assert clicked[weary == 0].mean() > 4 * clicked[weary > 0.5].mean()
+
+
 def test_the_pleased_return_sooner():
   """Days are drawn day by day; who is still there stays away none."""
   config = SessionConfig(habit=0.1, fondness=0.5)

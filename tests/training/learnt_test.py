@@ -1,5 +1,7 @@
 """Sessions with users learnt from a log: who learns from whom, who judges."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from benchmarks import fidelity
 from configs import hsrl
 from rerank_rl.evaluation import report
 from rerank_rl.training import fitting, session, session_pipeline, tasks
+from rerank_rl.training.checkpoint import load_artifact
+from rerank_rl.training.stages import evaluators, response
 from rerank_rl.training.stages import session as stage
 from tests import toys
 
@@ -73,6 +77,36 @@ def test_good_policies_are_good_to_every_judge(learnt):
     if name.startswith("ranker_o") or name == "ranker_reversed"
   }
   assert judged["ranker_order"] > judged["ranker_reversed"]
+
+
+def test_the_worlds_log_is_of_sessions(learnt):
+  """Of its own users, at some turn, the same whenever it is asked for."""
+  _, setting = learnt
+  log = session.log_of(setting, "a")
+  rows = setting.dataset.logs["a"]
+  np.testing.assert_array_equal(log.hidden, rows.hidden)
+  again = session.log_of(setting, "a")
+  jax.tree.map(np.testing.assert_array_equal, log, again)
+  topics = setting.config.world.num_topics
+  lately = log.request.user[:, :topics].sum(1)
+  np.testing.assert_array_equal(
+    log.request.user[:, topics:], rows.request.user[:, topics:]
+  )
+  assert (lately == 0).any() and (lately > 1).mean() > 0.5
+  assert (log.request.candidates != rows.request.candidates).any(1).all()
+
+
+def test_models_of_users_hang_on_the_sessions_of_their_log(learnt, monkeypatch):
+  _, setting = learnt
+  kept = load_artifact(setting.folder(response.STAGE))
+  monkeypatch.setattr(evaluators, "ready", lambda *args: True)
+  monkeypatch.setattr(evaluators, "load_artifact", lambda folder: kept)
+  known = setting.identity[response.STAGE]
+  assert response.run(setting).identity[response.STAGE] == known
+  rested = dataclasses.replace(setting.config.session, weariness=0.0)
+  config = dataclasses.replace(setting.config, session=rested)
+  other = dataclasses.replace(setting, config=config)
+  assert response.run(other).identity[response.STAGE] != known
 
 
 def test_other_users_make_another_artifact(learnt, monkeypatch):

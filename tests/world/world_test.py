@@ -119,7 +119,7 @@ def test_propensities_are_those_of_plackett_luce():
 
 def test_slates_are_drawn_with_their_propensities():
   scores = jnp.array([1.0, 0.5, -0.5])
-  draw = jax.jit(jax.vmap(lambda key: world_lib._plackett_luce(scores, 2, key)))
+  draw = jax.jit(jax.vmap(lambda key: world_lib.logged_slate(scores, 2, key)))
   slate, propensity = draw(jax.random.split(jax.random.key(0), 20_000))
   for pair in [(0, 1), (1, 0), (2, 0), (0, 2)]:
     rows = (np.asarray(slate) == pair).all(1)

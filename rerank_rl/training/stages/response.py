@@ -51,15 +51,17 @@ def run(setting: SessionRun) -> SessionRun:
   Returns:
     With judges and users "a" and "b".
   """
-  logs = setting.dataset.logs
+  logs, config = setting.dataset.logs, setting.config
+  played = (config.session,) if config.data.name in session.PLAYED else ()
   setting = evaluators.learnt(
     setting,
     STAGE,
     dict.fromkeys(logs, model_of(setting)),
     lambda name: evaluators.parted(
-      logs[name], f"response model {name.upper()}"
+      session.log_of(setting, name), f"response model {name.upper()}"
     ),
-    setting.config.response,
+    config.response,
+    *played,
   )
   kind = session.LEARNT[setting.config.session.users]
   users = {name: kind(setting, name) for name in logs}
