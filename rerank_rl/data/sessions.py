@@ -15,7 +15,7 @@ from rerank_rl.types import PAD, Impression, Request
 from rerank_rl.world import trust
 
 _WAYS = 256
-_RIDGE = 3.0  # Times the variance of a score's noise, which is 1 in the world.
+_RIDGE = 1e-3  # Directions in which no items differ.
 _SEED = 2022  # What is brought is part of the data: the same for every run.
 
 
@@ -44,7 +44,7 @@ class Sessions:
       is learnt, turn by turn, in one of P ways; None without logs.
     regressors: f32[M, R], where the upstream ranker is known but for whom it
       holds users: their products with a user's last R features are its scores,
-      but for noise; None where retrieval is `offers`.
+      but for noise and a constant; None where retrieval is `offers`.
   """
 
   name: str
@@ -71,12 +71,11 @@ def of_world(config: Config) -> Sessions:
   nothing yet, and what the upstream ranker holds him for.
   """
   data = synthetic.load(config)
-  regressors = np.pad(data.vectors, ((0, 0), (0, 1)), constant_values=1)
   topics = np.eye(config.world.num_topics, dtype=np.float32)[data.groups]
 
   def known(rows: Impression) -> Impression:
     none = np.zeros((schema.num_rows(rows), topics.shape[1]), np.float32)
-    user = np.concatenate([none, _esteemed(regressors, rows.request)], 1)
+    user = np.concatenate([none, _esteemed(data.vectors, rows.request)], 1)
     return rows.replace(request=rows.request.replace(user=user))
 
   splits = {name: known(rows) for name, rows in data.splits.items()}
@@ -84,16 +83,27 @@ def of_world(config: Config) -> Sessions:
   half = lambda odd: schema.take(splits["train"], rows[odd::2])
   logs = {name: half(i) for i, name in enumerate("ab")}
   found = _on(config, data, splits, logs)
-  return dataclasses.replace(found, topics=topics, regressors=regressors)
+  return dataclasses.replace(found, topics=topics, regressors=data.vectors)
 
 
-def _esteemed(regressors: np.ndarray, request: Request) -> np.ndarray:
-  """Ridge regression f32[n, R] of the ranker's scores on f32[M, R]."""
+def _esteemed(vectors: np.ndarray, request: Request) -> np.ndarray:
+  """For whom the ranker holds users: what their candidates have in common.
+
+  Fisher's discriminant, covariance^-1 (mean candidate - mean item). Scores are
+  not read: among items that were let through they tell of the noise.
+
+  Args:
+    vectors: f32[M, E], the catalogue's.
+    request: n rows.
+
+  Returns:
+    f32[n, E], whose products with vectors are tastes.
+  """
   real = (request.candidates != PAD)[..., None]
-  x = regressors[np.maximum(request.candidates, 0)] * real
-  gram = np.einsum("bnd,bne->bde", x, x) + _RIDGE * np.eye(x.shape[-1])
-  moment = np.einsum("bnd,bn->bd", x, request.scores)
-  return np.linalg.solve(gram, moment[..., None])[..., 0].astype(np.float32)
+  own = (vectors[np.maximum(request.candidates, 0)] * real).sum(1) / real.sum(1)
+  covariance = np.cov(vectors.T) + _RIDGE * np.eye(vectors.shape[1])
+  apart = own - vectors.mean(0, keepdims=True)
+  return np.linalg.solve(covariance, apart.T).T.astype(np.float32)
 
 
 def of_log(config: Config) -> Sessions:
