@@ -26,7 +26,7 @@ from rerank_rl.evaluation import judge as judges
 from rerank_rl.simulation import learnt
 from rerank_rl.training import session, session_pipeline
 from rerank_rl.training.session import SessionRun
-from rerank_rl.types import PAD
+from rerank_rl.types import PAD, Impression
 
 METRIC = "total_reward"
 _NOISE = 1.0  # Deviations of the ranker's scores.
@@ -55,9 +55,8 @@ def _chances(law, rows):
   return learnt.on_log(law.chances, law, rows)
 
 
-def answers(setting: SessionRun, law: learnt.Learnt) -> list[dict[str, float]]:
-  """AUC, calibration error and means of each signal, on the test's slates."""
-  rows = session.log_of(setting, "test")
+def answers(law: learnt.Learnt, rows: Impression) -> list[dict[str, float]]:
+  """AUC, calibration error and means of each signal, on a log's slates."""
   chance, shown = np.asarray(_chances(law, rows)), rows.slate >= 0
   out = []
   for signal in range(chance.shape[-1]):
@@ -141,12 +140,12 @@ def main(argv: list[str]) -> None:
   setting = runs.sessions()
   if not setting.users:
     raise ConfigError("--workdir is no run with learnt users; use learnt.")
-  laws = simulators(setting)
+  laws, log = simulators(setting), session.log_of(setting, "test")
   rows = [
     (f"{name}, {signal}", *(f"{value:.4f}" for value in found.values()))
     for name, law in laws.items()
     for signal, found in zip(
-      setting.dataset.signals, answers(setting, law), strict=True
+      setting.dataset.signals, answers(law, log), strict=True
     )
   ]
   columns = ("model, signal", "AUC", "ECE", "mean predicted", "mean observed")

@@ -122,15 +122,18 @@ def main(argv: list[str]) -> None:
   )
   names = "lookahead", "a", CONTROL
   said = {n: valuer(setting.judged_by(n))(part, part.slate) for n in names}
+  ahead = {
+    name: bootstrap.of_sample(lead, said["lookahead"], said[name], outcome)
+    for name in names[1:]
+  }
   rows = []
   for name, value in said.items():
-    ahead = bootstrap.of_sample(lead, said["lookahead"], value, outcome)
     gap = value - expected
     rows.append(
       (
         name,
         f"{list_auc(value, outcome):.4f}",
-        ahead.signed() if name != "lookahead" else "",
+        ahead[name].signed() if name in ahead else "",
         f"{list_auc(value, expected):.4f}" if known else "",
         f"{gap.mean():+.4f}",
         f"{np.abs(gap).mean():.4f}" if known else "",

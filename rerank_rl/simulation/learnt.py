@@ -43,11 +43,7 @@ class Ranker(struct.PyTreeNode):
     score = lambda rows: self.regressors[rows] @ taste
     keys = jax.random.split(key)
     found = world_lib.retrieve_by(self.config, self.items, score, *keys)
-    short = (0, self.config.num_candidates - len(found[0]))
-    return (
-      jnp.pad(found[0], short, constant_values=PAD),
-      jnp.pad(found[1], short),
-    )
+    return world_lib.to_width(self.config, *found)
 
 
 class Learnt(struct.PyTreeNode):
@@ -220,12 +216,11 @@ def _offered(law: Learnt, state: Visitor) -> tuple[Array, Array]:
 
   Of `offers` whoever stays beyond the last turn meets the first again.
   """
-  if law.ranker is None:
-    candidates = law.offers[state.way, state.turn % law.offers.shape[1]]
-    scores = cosine(law.vectors[candidates], state.taste)
-  else:
+  if law.ranker is not None:
     key = jax.random.fold_in(jax.random.key(state.way), state.turn)
-    candidates, scores = law.ranker.best(state.user, key)
+    return law.ranker.best(state.user, key)
+  candidates = law.offers[state.way, state.turn % law.offers.shape[1]]
+  scores = cosine(law.vectors[candidates], state.taste)
   return candidates, jnp.where(candidates == PAD, 0, scores)
 
 

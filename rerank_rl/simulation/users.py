@@ -117,14 +117,14 @@ def _begin(law: Tiring, start: Impression, key: Array) -> Patience:
 
 def _offered(law: Tiring, key, *, hidden, **known) -> Patience:
   """The user with what the upstream ranker brings for his next slate."""
-  candidates, scores = world_lib.retrieve(
+  brought = world_lib.retrieve(
     law.world, law.items, hidden, *jax.random.split(key)
   )
-  short = (0, law.world.config.num_candidates - len(candidates))
+  candidates, scores = world_lib.to_width(law.world.config, *brought)
   return Patience(
     hidden=hidden,
-    candidates=jnp.pad(candidates, short, constant_values=PAD),
-    scores=jnp.pad(scores, short),
+    candidates=candidates,
+    scores=scores,
     **known,
   )
 

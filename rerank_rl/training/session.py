@@ -139,10 +139,15 @@ KNOWN = {"world": _impatient, "trust": _trusting}
 def _at_some_turn(setting: SessionRun, name: str, rows: Impression):
   """The world's users in the midst of sessions; keys hang on the name."""
   law, turns = _tiring(setting, name), setting.config.session.turns
-  key = setting.key("log/" + name)
+  log = lambda rows, key: users.logged(law, rows, key, turns)
+  return _by_chunks(log, setting.key("log/" + name), rows)
+
+
+def _by_chunks(function: Callable, key: Array, rows: Any) -> Any:
+  """`setting.by_chunks` of function(rows, key), another key a chunk."""
 
   def chunk(rows, number):
-    return users.logged(law, rows, jax.random.fold_in(key, number[0]), turns)
+    return function(rows, jax.random.fold_in(key, number[0]))
 
   numbers = np.arange(schema.num_rows(rows), dtype=np.uint32)
   return by_chunks(chunk, CHUNK, rows, numbers)
@@ -250,17 +255,15 @@ def judge(
   count = schema.num_rows(starts)
   few = np.linspace(0, count - 1, min(most or count, count)).astype(np.int64)
   environment = environment or setting.environment(split)
-  key = setting.key("judge/" + split)
-  numbers = np.arange(len(few), dtype=np.uint32)
   params = local(params)
 
-  def chunk(rows, number):
-    own = jax.random.fold_in(key, number[0])
+  def play(rows, key):
     return _played(
-      config.gamma, config.turns, act, params, environment, rows, own
+      config.gamma, config.turns, act, params, environment, rows, key
     )
 
-  return by_chunks(chunk, CHUNK, schema.take(starts, few), numbers)
+  key = setting.key("judge/" + split)
+  return _by_chunks(play, key, schema.take(starts, few))
 
 
 def watch(setting: SessionRun, act: Act, part: str = ""):

@@ -250,13 +250,13 @@ def _impression(world: World, order: Array, key: Array) -> Impression:
     world.z[shown],
     jnp.ones(shown.shape, bool),
   )
-  short = (0, config.num_candidates - len(candidates))
+  candidates, scores = to_width(config, candidates, scores)
   return Impression(
     request=Request(
       user=user if config.observed else user[:0],
       history=history,
-      candidates=jnp.pad(candidates, short, constant_values=PAD),
-      scores=jnp.pad(scores, short),
+      candidates=candidates,
+      scores=scores,
       size=jnp.int32(config.slate_size),
     ),
     slate=slate,
@@ -301,6 +301,15 @@ def retrieve_by(
     known + config.ranker_noise * noise, min(config.num_candidates, len(pool))
   )
   return pool[best], scores
+
+
+def to_width(
+  config: WorldConfig, candidates: Array, scores: Array
+) -> tuple[jax.Array, jax.Array]:
+  """What `retrieve` brings as i32[N], PAD at the end, and f[N], 0 there."""
+  short = (0, config.num_candidates - len(candidates))
+  padded = jnp.pad(candidates, short, constant_values=PAD)
+  return padded, jnp.pad(scores, short)
 
 
 def _pool(order: Array, size: int, key: Array) -> jax.Array:
@@ -350,7 +359,7 @@ def logged_slate(
   pick k is exp(s_k) / sum of exp(s) over what picks 0..k-1 left.
 
   Args:
-    scores: f[N], the upstream ranker's.
+    scores: f[N], in the world's log the upstream ranker's.
     size: K.
     key: PRNG key.
 

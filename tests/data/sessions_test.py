@@ -117,33 +117,37 @@ def test_fewer_items_than_candidates_are_padded():
   assert (np.sort(offers[..., :3], 2) == np.arange(3)).all()
 
 
-def test_the_worlds_log_is_halved():
+@pytest.fixture(scope="module")
+def on_world():
+  """Sessions of the world's users."""
   config = dataclasses.replace(CONFIG, data=DataConfig(name="world"))
-  found = sessions.of_world(config)
-  train = found.splits["train"]
+  return sessions.of_world(config)
+
+
+def test_the_worlds_log_is_halved(on_world):
+  train = on_world.splits["train"]
   for i, name in enumerate("ab"):
-    np.testing.assert_array_equal(found.logs[name].hidden, train.hidden[i::2])
-  assert (found.logs["a"].request.candidates != PAD).all()
+    np.testing.assert_array_equal(
+      on_world.logs[name].hidden, train.hidden[i::2]
+    )
+  assert (on_world.logs["a"].request.candidates != PAD).all()
 
 
-def test_the_worlds_users_have_been_shown_nothing_yet():
-  config = dataclasses.replace(CONFIG, data=DataConfig(name="world"))
-  found = sessions.of_world(config)
-  size = config.world.num_topics
-  for rows in (*found.splits.values(), *found.logs.values()):
+def test_the_worlds_users_have_been_shown_nothing_yet(on_world):
+  size = CONFIG.world.num_topics
+  for rows in (*on_world.splits.values(), *on_world.logs.values()):
     assert not rows.request.user[:, :size].any()
-  assert found.topics.shape == (len(found.item_ids), size)
-  assert (found.topics.sum(1) == 1).all()
+  assert on_world.topics.shape == (len(on_world.item_ids), size)
+  assert (on_world.topics.sum(1) == 1).all()
 
 
-def test_the_ranker_knows_whom_it_ranks_for():
+def test_the_ranker_knows_whom_it_ranks_for(on_world):
   """What it holds a user for foretells what he likes in truth."""
-  config = dataclasses.replace(CONFIG, data=DataConfig(name="world"))
-  found, world = sessions.of_world(config), synthetic.world_of(config)
-  rows = found.splits["test"]
-  taste = rows.request.user[:, config.world.num_topics :]
-  said = taste @ found.vectors.T
-  every = np.tile(np.arange(len(found.item_ids)), (len(said), 1))
+  world = synthetic.world_of(CONFIG)
+  rows = on_world.splits["test"]
+  taste = rows.request.user[:, CONFIG.world.num_topics :]
+  said = taste @ on_world.vectors.T
+  every = np.tile(np.arange(len(on_world.item_ids)), (len(said), 1))
   true = jax.jit(jax.vmap(world_lib.relevance, (None, 0, 0)))(
     world, rows.hidden, every
   )

@@ -43,9 +43,10 @@ def test_learnt_users_answer_as_the_log_says(learnt):
   folder, setting = learnt
   assert (folder / report.REPORT).exists()
   simulators = fidelity.simulators(setting)
+  log = session.log_of(setting, "test")
   assert len(simulators) == 4
   for law in simulators.values():
-    (click,) = fidelity.answers(setting, law)
+    (click,) = fidelity.answers(law, log)
     assert click["auc"] > 0.54
     # 300 rows calibrate, 900 positions judge.
     assert abs(click["predicted"] - click["observed"]) < 0.08
