@@ -193,6 +193,14 @@ class NextItemConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ItemToItemConfig:
+  """The evaluator of next items (protocol next_item, stage evaluators)."""
+
+  decay: float = _within(0.6, _TINY, 1)  # Of what is longer past.
+  penalty: float = _within(100.0, _TINY)  # On the squares of its entries.
+
+
+@dataclasses.dataclass(frozen=True)
 class SessionConfig:
   """Users who meet one slate after another (protocol session)."""
 
@@ -254,6 +262,7 @@ class Config:
   response: EvaluatorConfig = EvaluatorConfig(max_epochs=20)  # Users.
   policy: PolicyConfig = PolicyConfig()
   next_item: NextItemConfig = NextItemConfig()
+  item_to_item: ItemToItemConfig = ItemToItemConfig()
   session: SessionConfig = SessionConfig()
   goals: GoalsConfig = GoalsConfig()
   replay: ReplayConfig = ReplayConfig()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rerank_rl.decoding import legality
 from rerank_rl.decoding import tree as trees
 from rerank_rl.types import PAD, Array, Outcome, TokenTree
 
@@ -92,6 +93,26 @@ def centred(tree: TokenTree, outcome: Outcome) -> Credit:
   smaller differences count as much as large ones, and sampling dies out.
   """
   return spread(tree, centre(outcome.reward, trees.found(tree)))
+
+
+def expected(tree: TokenTree, outcome: Outcome, score: Array) -> Credit:
+  """What the expected reward among the leaves found gains by each, no draws.
+
+    A_g = G p_g (R_g - sum_h p_h R_h),   p = softmax of the leaves' scores,
+
+  with R normalised over the group. Where scores are log-probabilities this is
+  the gradient of sum_g p_g R_g, whole: for leaves that a search has found.
+
+  Args:
+    tree: the tree.
+    outcome: what its leaves were worth.
+    score: f32[B, G], of the leaves.
+  """
+  where = trees.found(tree)
+  p = jax.nn.softmax(jnp.where(where, score, legality.NEGATIVE), axis=1)
+  reward = normalise(outcome.reward, where)
+  mean = (p * reward).sum(1, keepdims=True)
+  return spread(tree, score.shape[1] * p * (reward - mean))
 
 
 def to_go(tree: TokenTree, outcome: Outcome) -> Credit:

@@ -90,10 +90,17 @@ def before(setting: Run, stage: str) -> dict:
   return {k: own for k, own in setting.identity.items() if k != stage}
 
 
-def local_batches(setting: Run, batch_size: int, stage: str):
-  """This process's shuffled training batches, in the stage's own order."""
+def local_batches(setting: Run, batch_size: int, stage: str, rows: Any = None):
+  """This process's shuffled batches, in the stage's own order.
+
+  Args:
+    setting: the run's.
+    batch_size: of all processes.
+    stage: whose order it is.
+    rows: what batches are made of; None = the training split.
+  """
   return pipeline.batches(
-    setting.dataset.splits["train"],
+    setting.dataset.splits["train"] if rows is None else rows,
     batch_size,
     data_seed(setting, stage),
     jax.process_index(),

@@ -15,18 +15,27 @@ from rerank_rl.data.sequences import Sequences, Windows
 from rerank_rl.decoding import catalogue as catalogues
 from rerank_rl.decoding import next_item as decoding
 from rerank_rl.evaluation import next_item as judges
+from rerank_rl.models import item_to_item
 from rerank_rl.models import next_item as models
 from rerank_rl.training.setting import CHUNK, Run, by_chunks, local, opened
-from rerank_rl.types import PAD
+from rerank_rl.types import PAD, Array
 
 WATCHED = 5000  # Validation users whom selection asks.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextItem(Run):
-  """A run on sequences; `catalogue.sids` are published or the tokenizer's."""
+  """A run on sequences.
+
+  Attributes:
+    dataset: the data.
+    catalogue: its `sids` are published or the tokenizer's.
+    follows: f32[M, M], the evaluator (`models.item_to_item`), after
+      `evaluators`.
+  """
 
   dataset: Sequences
+  follows: Array | None = None
 
   @functools.cached_property
   def tree(self) -> catalogues.Tree:
@@ -97,6 +106,20 @@ def ranker(setting: NextItem) -> Callable[[Any, Windows], np.ndarray]:
     )
 
   return rank
+
+
+@functools.partial(jax.jit, static_argnames="decay")
+def _following(matrix, windows, decay):
+  score = item_to_item.scores(matrix, windows, decay)
+  return jax.lax.top_k(score, min(judges.LISTED, score.shape[1]))[1]
+
+
+def following(setting: NextItem, windows: Windows) -> np.ndarray:
+  """The evaluator's own lists, i32[n, LISTED], PAD where there are fewer."""
+  matrix, decay = setting.follows, setting.config.item_to_item.decay
+  top = by_chunks(lambda w: _following(matrix, w, decay), CHUNK, windows)
+  short = ((0, 0), (0, judges.LISTED - top.shape[1]))
+  return np.pad(top, short, constant_values=PAD)
 
 
 def popularity(setting: NextItem, windows: Windows) -> np.ndarray:

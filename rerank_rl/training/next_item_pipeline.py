@@ -14,6 +14,7 @@ from rerank_rl.training import next_item, pipeline
 from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem
 from rerank_rl.training.stages import next_item as sft
+from rerank_rl.training.stages import next_item_evaluator as evaluator
 from rerank_rl.training.stages import next_item_rl as rl
 from rerank_rl.training.stages import tokenize
 
@@ -26,7 +27,12 @@ def semantic_ids(setting: NextItem) -> NextItem:
 
 
 STAGES: Mapping[str, Callable] = MappingProxyType(
-  {"tokenizer": semantic_ids, sft.STAGE: sft.run, rl.STAGE: rl.run}
+  {
+    "tokenizer": semantic_ids,
+    sft.STAGE: sft.run,
+    evaluator.STAGE: evaluator.run,
+    rl.STAGE: rl.run,
+  }
 )
 
 
@@ -74,6 +80,8 @@ def evaluate(
   start = time.monotonic()
   rank = next_item.ranker(setting)
   lists = {"popularity": next_item.popularity(setting, test)}
+  if setting.follows is not None:
+    lists["item_to_item"] = next_item.following(setting, test)
   lists |= {name: rank(own, test) for name, own in setting.params.items()}
   judged = metrics.judged(
     lists, test.target[:, -1], len(setting.dataset.item_ids)

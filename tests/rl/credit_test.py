@@ -216,6 +216,23 @@ def test_advantages_are_held_against_the_batchs(kind):
     _assert_on_edges(credit.advantage(made, outcome), made, want, atol)
 
 
+@pytest.mark.parametrize("kind", ("every slate", "value_guided"))
+def test_expected_is_the_gradient_of_the_expected_reward(kind):
+  """By automatic differentiation of sum_g p_g R_g over the leaves found."""
+  made = _grown(kind)
+  outcome, where = toys.outcome(made), tree.found(made)
+  score = tree.on_path(made, made.logp_old).sum(-1)
+  reward = credit.normalise(outcome.reward, where)
+
+  def worth(score):
+    return (jax.nn.softmax(score, axis=1, where=where) * reward).sum()
+
+  leaf = score.shape[1] * jax.grad(worth)(score)
+  want = np.broadcast_to(leaf[..., None], made.path.shape)
+  got = credit.expected(made, outcome, score)
+  _assert_on_edges(got, made, np.where(made.path == PAD, 0, want))
+
+
 @pytest.mark.parametrize("kind", ("merged", "fixed_tree"))
 def test_reward_to_go_equals_its_definition(kind):
   made = _grown(kind)

@@ -36,6 +36,7 @@ MEMBER = next_item.make_member(
   next_item.Sizes(TREE.code.size, 3, 3),
 )
 POLICY = next_item.ensemble(MEMBER, 2)
+HIT = rl.REWARDS["labels"].worth(None)
 LIKED = jax.nn.softmax(2 * jax.random.normal(jax.random.key(7), (ITEMS,)))
 
 
@@ -52,7 +53,8 @@ def _batch(target):
 
 
 def _method(tx=None, **changes):
-  config = RLConfig(reward="labels", objective="reinforce", **changes)
+  usual = {"reward": "labels", "objective": "reinforce"}
+  config = RLConfig(**(usual | changes))
   return rl.Method(POLICY, MEMBER, config, tx, 0.0)
 
 
@@ -76,9 +78,8 @@ def test_the_gradient_is_that_of_the_expected_hit():
 
   @jax.jit
   def estimate(params):
-    loss = lambda p: rl.ranked(
-      method, TREE, params, p, _batch(jnp.array([target])), jax.random.key(1)
-    )
+    batch, key = _batch(jnp.array([target])), jax.random.key(1)
+    loss = lambda p: rl.valued(method, TREE, params, HIT, p, batch, key)
     return jax.grad(lambda p: loss(p)[0])(params)
 
   def expected(params):  # Losses have a factor L that their denominator has.
@@ -114,8 +115,43 @@ def test_rankings_reach_the_enumerated_optimum():
   )
   for number, target in enumerate(draws.astype(np.int32)):
     key = jax.random.key(number)
-    state, _ = step(TREE, reference, state, _batch(target), key)
+    state, _ = step(TREE, reference, HIT, state, _batch(target), key)
   assert value(state.params) > 0.99 * optimum
+
+
+def _liked(batch, at, item):
+  del batch, at
+  return LIKED[jnp.maximum(item, 0)]
+
+
+def test_the_evaluators_favourite_is_found_and_the_kl_leaves_others_a_share():
+  train = TrainConfig(
+    steps=200, learning_rate=0.03, warmup_steps=0, weight_decay=0.0
+  )
+  tx, reference = states.optimizer(train), _params()
+  worth = jax.tree_util.Partial(_liked)
+  batch = Windows(*(jnp.full((4, 1), x) for x in (3, 0, PAD)))  # No answer.
+
+  def share(kl):
+    """The favourite's probability, after learning."""
+    method = _method(
+      tx,
+      reward="evaluator",
+      explore="beam",
+      credit="expected",
+      group=ITEMS,
+      kl=kl,
+    )
+    step = jax.jit(functools.partial(rl.step, method))
+    state = states.create(_params(), tx)
+    for number in range(train.steps):
+      key = jax.random.key(number)
+      state, _ = step(TREE, reference, worth, state, batch, key)
+    return float(jnp.exp(_log_probs(state.params)[LIKED.argmax()]))
+
+  before = float(jnp.exp(_log_probs(reference)[LIKED.argmax()]))
+  assert share(0.0) > 0.99
+  assert 2 * before < share(4.0) < 0.9
 
 
 def test_the_kl_holds_the_policy_where_nothing_is_to_gain():
@@ -126,7 +162,7 @@ def test_the_kl_holds_the_policy_where_nothing_is_to_gain():
   @jax.jit
   def of(reference):
     key = jax.random.key(0)
-    loss = lambda p: rl.ranked(method, TREE, reference, p, batch, key)[0]
+    loss = lambda p: rl.valued(method, TREE, reference, HIT, p, batch, key)[0]
     return jax.grad(loss)(params)
 
   assert jnp.abs(_flat(of(params))).max() < 1e-5
@@ -155,14 +191,17 @@ TINY = {
 }
 
 
+LABELS = {"rl.reward": "labels", "rl.credit": "ranking"}
+
+
 def _config(changes):
   return toys.frozen(tiger_rl.get_config(), TINY | changes)
 
 
 @pytest.mark.parametrize(
   "changes",
-  ({}, {"rl.objective": "likelihood"}),
-  ids=("ranking", "control"),
+  ({}, LABELS, {**LABELS, "rl.objective": "likelihood"}),
+  ids=("evaluator", "labels", "control"),
 )
 def test_a_run_learns_and_reports_both_policies(changes, tmp_path):
   config = _config(changes)
@@ -179,6 +218,8 @@ def test_a_run_learns_and_reports_both_policies(changes, tmp_path):
     ({"rl.credit": "centred"}, "beam with ranking"),
     ({"rl.explore": "fixed_tree"}, "fixed_tree"),
     ({"rl.reward": "world"}, "labels"),
+    ({"rl.objective": "likelihood"}, "reward=labels"),
+    ({"stages": ("tokenizer", "sft", "rl")}, "'evaluators'"),
     ({"rl.objective": "clipped"}, "likelihood"),
     ({"rl.group": 1}, "group=1"),
     ({"stages": ("tokenizer", "rl")}, "tokenizer and sft"),

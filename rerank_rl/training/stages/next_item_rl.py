@@ -1,15 +1,17 @@
-"""Stage `rl` of the next-item task: what is found for a history is ranked.
+"""Stage `rl` of the next-item task: what is found for a history is valued.
 
-Each row asks for the next item at one of its places, drawn at random. The
-policy's own items are scored token by token, credited, and held near SFT's
-policy by the KL at every state on their paths.
+Each row asks for the next item at one of its places. The policy's own items are
+scored token by token, credited, and held near SFT's policy by the KL at every
+state on their paths.
 """
 
+from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rerank_rl.config import Config, ConfigError, RLConfig, check_choice
 from rerank_rl.data.sequences import Windows
@@ -17,28 +19,18 @@ from rerank_rl.decoding import next_item as decoding
 from rerank_rl.decoding import tree as trees
 from rerank_rl.decoding.catalogue import Tree
 from rerank_rl.decoding.legality import NEGATIVE
+from rerank_rl.models import item_to_item
 from rerank_rl.models.next_item import NextItemPolicy
 from rerank_rl.rl import credit, learner, objectives, ranking
 from rerank_rl.training import fitting
 from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem, selection
 from rerank_rl.training.stages import next_item as sft
+from rerank_rl.training.stages import next_item_evaluator as evaluator
 from rerank_rl.training.stages.rl import STAGE, check_group
 from rerank_rl.types import PAD, Array, Outcome, TokenTree
 
 PLACES = 10  # Of a ranking, that count: NDCG@10 selects.
-
-
-class Asked(NamedTuple):
-  """One place of each row.
-
-  Attributes:
-    state: f32[B, d], what chooses the next item's first token there.
-    target: i32[B], the item that came next.
-  """
-
-  state: Array
-  target: Array
 
 
 def ask(
@@ -48,14 +40,72 @@ def ask(
   batch: Windows,
   at: Array,
   key: Array,
-) -> Asked:
-  """`Asked` at the places i32[B] of a batch; the trunk drops out by the key."""
+) -> jax.Array:
+  """What chooses the next item's first token, f32[B, d], at places i32[B].
+
+  The trunk drops out by the key.
+  """
   state = policy.encode(params, tree, batch.item, batch.place, key)
-  at = at[:, None]
-  return Asked(
-    jnp.take_along_axis(state, at[..., None], axis=1)[:, 0],
-    jnp.take_along_axis(batch.target, at, axis=1)[:, 0],
+  return jnp.take_along_axis(state, at[:, None, None], axis=1)[:, 0]
+
+
+class Reward(NamedTuple):
+  """What is asked, and what an answer is worth.
+
+  Attributes:
+    rows: (setting) -> Windows that batches are made of.
+    worth: (setting) -> a pytree that is called with (batch, at i32[B], items
+      i32[B, G]), and gives f32[B, G].
+    place: (batch, key) -> i32[B], where each row is asked.
+  """
+
+  rows: Callable
+  worth: Callable
+  place: Callable
+
+
+def _hit(batch, at, item):
+  target = jnp.take_along_axis(batch.target, at[:, None], axis=1)
+  return ((item == target) & (item >= 0)).astype(jnp.float32)
+
+
+def _any_place(batch, key):
+  return jax.random.categorical(
+    key, jnp.where(batch.target >= 0, 0.0, NEGATIVE)
   )
+
+
+def _untold(setting: NextItem) -> Windows:
+  """All training items of each user: what follows them nobody has been told."""
+  valid = setting.dataset.splits["valid"]
+  return valid.replace(target=np.full_like(valid.target, PAD))
+
+
+def _followed(matrix, batch, at, item, decay):
+  del at  # The last.
+  score = item_to_item.scores(matrix, batch, decay)
+  return jnp.take_along_axis(score, jnp.maximum(item, 0), axis=1)
+
+
+def _evaluated(setting: NextItem) -> Callable:
+  decay = setting.config.item_to_item.decay
+  score = functools.partial(_followed, decay=decay)
+  return jax.tree_util.Partial(score, setting.follows)
+
+
+def _last_place(batch, key):
+  del key
+  return jnp.full(len(batch.item), batch.item.shape[1] - 1)
+
+
+REWARDS = {
+  "evaluator": Reward(_untold, _evaluated, _last_place),
+  "labels": Reward(
+    lambda setting: setting.dataset.splits["train"],
+    lambda setting: jax.tree_util.Partial(_hit),
+    _any_place,
+  ),
+}
 
 
 def _beam(policy, params, tree, state, group, key):
@@ -81,13 +131,25 @@ def _plain(function):
   return lambda found, outcome, config, key: function(found, outcome)
 
 
+def _expected(found, outcome, config, key):
+  del key
+  score = trees.on_path(found, found.logp_old).sum(-1) / config.temperature
+  return credit.expected(found, outcome, score)
+
+
 CREDIT = {
   "centred": _plain(credit.centred),
+  "expected": _expected,
   "group": _plain(credit.group),
   "ranking": _ranking,
 }
 # Samples tell of the policy's choices, a beam's items of its ranking alone.
-LEGAL = {("beam", "ranking"), ("chains", "centred"), ("chains", "group")}
+LEGAL = {
+  ("beam", "expected"),
+  ("beam", "ranking"),
+  ("chains", "centred"),
+  ("chains", "group"),
+}
 
 
 def token_tree(
@@ -111,7 +173,7 @@ class Method(NamedTuple):
   decay: float
 
 
-def ranked(method, tree, reference, params, batch: Windows, key):
+def valued(method, tree, reference, worth, params, batch: Windows, key):
   """The policy gradient at one place of each row, and the KL.
 
   Returns:
@@ -120,50 +182,47 @@ def ranked(method, tree, reference, params, batch: Windows, key):
   policy, config = method.policy, method.config
   asking, finding, drawing, dropping = jax.random.split(key, 4)
   again = jax.random.clone(dropping)
-  at = jax.random.categorical(
-    asking, jnp.where(batch.target >= 0, 0.0, NEGATIVE)
-  )
+  at = REWARDS[config.reward].place(batch, asking)
   now = ask(policy, tree, params, batch, at, dropping)
-  frozen = jax.lax.stop_gradient((params, now.state))
+  frozen = jax.lax.stop_gradient((params, now))
   item = EXPLORE[config.explore](
     policy, frozen[0], tree, frozen[1], config.group, finding
   )
-  scores = learner.score_items(policy, params, tree, now.state, item)
+  scores = learner.score_items(policy, params, tree, now, item)
   # What is dropped is the same: the KL is then 0 where nothing was learnt.
   before = ask(policy, tree, reference, batch, at, again)
-  old = learner.score_items(policy, reference, tree, before.state, item)
+  old = learner.score_items(policy, reference, tree, before, item)
   found = token_tree(tree, item, scores)
-  hit = (item == now.target[:, None]) & (item >= 0)
-  hit = hit.astype(scores.logp.dtype)
-  outcome = Outcome(hit, hit[..., None], 0 * hit)
+  value = worth(batch, at, item).astype(scores.logp.dtype)
+  outcome = Outcome(value, value[..., None], 0 * value)
   given = CREDIT[config.credit](found, outcome, config, drawing)
   main = objectives.reinforce(found, scores, given, config.clip)
   far = objectives.weighted(found, objectives.kl(scores, old))
   dead = credit.zero_variance(given)
   figures = {
-    "reward": (hit.sum(), hit.size),
+    "reward": (value.sum(), value.size),
     "kl": far,
     "zero_variance_groups": (dead.sum(), dead.size),
   }
   return main.total + config.kl * far.total, main.denominator, figures
 
 
-def continued(method, tree, reference, params, batch: Windows, key):
-  """The control: SFT goes on. See `ranked`."""
-  del reference
+def continued(method, tree, reference, worth, params, batch: Windows, key):
+  """The control: SFT goes on. See `valued`."""
+  del reference, worth
   total, count = sft.cross_entropy(method.member, tree, params, batch, key)
   return total, count, {}
 
 
-OBJECTIVE = {"reinforce": ranked, "likelihood": continued}
+OBJECTIVE = {"reinforce": valued, "likelihood": continued}
 
 
-def step(method, tree, reference, state, batch, key):
+def step(method, tree, reference, worth, state, batch, key):
   """One gradient step; (state, metrics as (sum, count))."""
 
   def loss(params):
     total, count, figures = OBJECTIVE[method.config.objective](
-      method, tree, reference, params, batch, key
+      method, tree, reference, worth, params, batch, key
     )
     return total / jnp.maximum(count, 1e-6), ((total, count), figures)
 
@@ -182,7 +241,17 @@ def check(config: Config) -> None:
   check_choice(rl.explore, EXPLORE, "config.rl.explore")
   check_choice(rl.credit, CREDIT, "config.rl.credit")
   check_choice(rl.objective, OBJECTIVE, "config.rl.objective")
-  check_choice(rl.reward, ("labels",), "config.rl.reward")
+  check_choice(rl.reward, REWARDS, "config.rl.reward")
+  if rl.reward == "evaluator" and evaluator.STAGE not in config.stages:
+    raise ConfigError(
+      f"config.rl.reward='evaluator' needs the stage {evaluator.STAGE!r} in "
+      "config.stages, before 'rl'."
+    )
+  if rl.objective == "likelihood" and rl.reward != "labels":
+    raise ConfigError(
+      "config.rl.objective='likelihood' learns from labels; add "
+      "config.rl.reward=labels."
+    )
   if (rl.explore, rl.credit) not in LEGAL:
     known = " or ".join(f"{e} with {c}" for e, c in sorted(LEGAL))
     raise ConfigError(
@@ -209,6 +278,7 @@ def run(setting: NextItem) -> NextItem:
     config.name,
     _fit,
     setting.identity[sft.STAGE],
+    setting.identity.get(evaluator.STAGE, ""),
     config.rl,
     config.rl_train,
   )
@@ -219,9 +289,11 @@ def _fit(setting: NextItem) -> None:
   start = jax.tree.map(jnp.asarray, setting.params[config.sft_name])
   tx = states.optimizer(train)
   method = Method(setting.policy, setting.member, config.rl, tx, train.ema)
+  reward = REWARDS[config.rl.reward]
   own = jax.tree_util.Partial(
-    functools.partial(step, method), setting.tree, start
+    functools.partial(step, method), setting.tree, start, reward.worth(setting)
   )
-  batches = fitting.local_batches(setting, train.batch_size, STAGE)
+  rows, size = reward.rows(setting), train.batch_size
+  batches = fitting.local_batches(setting, size, STAGE, rows)
   state = states.create(start, tx)
   fitting.fit(setting, STAGE, state, own, batches, train, selection(setting))
