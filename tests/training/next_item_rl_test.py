@@ -22,8 +22,8 @@ from rerank_rl.decoding import next_item as decoding
 from rerank_rl.evaluation import report
 from rerank_rl.models import next_item
 from rerank_rl.simulation import reward
+from rerank_rl.training import next_item_pipeline, tasks
 from rerank_rl.training import state as states
-from rerank_rl.training import tasks
 from rerank_rl.training.stages import next_item_rl as rl
 from rerank_rl.types import PAD
 from tests import toys
@@ -207,9 +207,23 @@ def test_a_run_learns_and_reports_both_policies(changes, tmp_path):
   config = _config(changes)
   tasks.of(config).run(config, tmp_path, tmp_path, "command")
   facts = json.loads((tmp_path / report.REPORT).read_text())
-  assert {"tiger", "tiger_rl"} <= {row["system"] for row in facts["rows"]}
+  systems = {row["system"] for row in facts["rows"]}
+  assert {"item_to_item", "tiger", "tiger_rl"} <= systems
   steps = [record["step"] for record in facts["history"]["rl"]]
   assert steps == [0, 2, 4]
+
+
+def test_what_is_asked_is_what_nobody_was_told(tmp_path):
+  """Histories are all that training shows; validation's items stay unseen."""
+  setting = next_item_pipeline.begin(_config({}), tmp_path)
+  asked = rl.REWARDS["evaluator"].rows(setting)
+  assert (asked.target == PAD).all()
+  train, valid = (setting.dataset.splits[x] for x in ("train", "valid"))
+  # The last item of each is training's last target, which has no successor.
+  targets = np.bincount(train.target[train.target != PAD], minlength=60)
+  last = np.bincount(asked.item[:, -1], minlength=60)
+  assert (last <= targets).all()
+  np.testing.assert_array_equal(asked.item, valid.item)
 
 
 @pytest.mark.parametrize(
