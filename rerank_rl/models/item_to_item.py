@@ -6,7 +6,7 @@ which recent items weigh more, and the item that came next, a row of T:
 
   B = argmin |T - S B|^2 + penalty |B|^2 = (S'S + penalty I)^-1 S'T
 
-Letters: M items, n places, H history, G items that are scored.
+Letters: M items, n pasts, H history.
 """
 
 import jax

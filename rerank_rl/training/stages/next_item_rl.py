@@ -27,7 +27,11 @@ from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem, selection
 from rerank_rl.training.stages import next_item as sft
 from rerank_rl.training.stages import next_item_evaluator as evaluator
-from rerank_rl.training.stages.rl import STAGE, check_group
+from rerank_rl.training.stages.rl import (
+  STAGE,
+  check_group,
+  need_evaluators,
+)
 from rerank_rl.types import PAD, Array, Outcome, TokenTree
 
 PLACES = 10  # Of a ranking, that count: NDCG@10 selects.
@@ -117,10 +121,14 @@ def _beam(policy, params, tree, state, group, key):
 EXPLORE = {"beam": _beam, "chains": decoding.samples}
 
 
+def _scores(found, config):
+  """log pi / temperature of the items found, f32[B, G]."""
+  return trees.on_path(found, found.logp_old).sum(-1) / config.temperature
+
+
 # Credits are functions (token tree, outcome, config, key) -> Credit.
 def _ranking(found, outcome, config, key):
-  G = outcome.reward.shape[1]
-  score = trees.on_path(found, found.logp_old).sum(-1) / config.temperature
+  G, score = outcome.reward.shape[1], _scores(found, config)
   given, _ = ranking.plackett_luce(
     score, outcome.reward, trees.found(found), PLACES, G, key
   )
@@ -133,8 +141,7 @@ def _plain(function):
 
 def _expected(found, outcome, config, key):
   del key
-  score = trees.on_path(found, found.logp_old).sum(-1) / config.temperature
-  return credit.expected(found, outcome, score)
+  return credit.expected(found, outcome, _scores(found, config))
 
 
 CREDIT = {
@@ -242,11 +249,8 @@ def check(config: Config) -> None:
   check_choice(rl.credit, CREDIT, "config.rl.credit")
   check_choice(rl.objective, OBJECTIVE, "config.rl.objective")
   check_choice(rl.reward, REWARDS, "config.rl.reward")
-  if rl.reward == "evaluator" and evaluator.STAGE not in config.stages:
-    raise ConfigError(
-      f"config.rl.reward='evaluator' needs the stage {evaluator.STAGE!r} in "
-      "config.stages, before 'rl'."
-    )
+  if rl.reward == "evaluator":
+    need_evaluators(config)
   if rl.objective == "likelihood" and rl.reward != "labels":
     raise ConfigError(
       "config.rl.objective='likelihood' learns from labels; add "

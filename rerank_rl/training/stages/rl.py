@@ -196,9 +196,15 @@ def check_reward(config: Config) -> None:
   judged = rl.reward == "evaluator" or (
     rl.reward == "good" and config.data.name != "world"
   )
-  if judged and "evaluators" not in config.stages:
+  if judged:
+    need_evaluators(config)
+
+
+def need_evaluators(config: Config) -> None:
+  """Raises ConfigError: the reward asks what the run does not fit."""
+  if "evaluators" not in config.stages:
     raise ConfigError(
-      f"config.rl.reward={rl.reward!r} needs the stage 'evaluators' in "
+      f"config.rl.reward={config.rl.reward!r} needs the stage 'evaluators' in "
       "config.stages."
     )
 
