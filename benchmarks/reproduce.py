@@ -145,6 +145,11 @@ def _search(own: int) -> tuple[Row, ...]:
   )
 
 
+def _short(row: Row, steps: int) -> Row:
+  """A row of less RL, whose schedule ends there."""
+  return row._replace(flags=(*row.flags, f"--config.rl_train.steps={steps}"))
+
+
 def _degre(own: int, rivals: int) -> tuple[Row, ...]:
   """DeGRe, what its policy is measured by, and its ablations."""
 
@@ -205,6 +210,13 @@ TABLES = {
   ),
   "world_search": Table(
     "RL by search, default world", "", WORLD, _search(5), "vstar"
+  ),
+  "world_search_half": Table(
+    "RL by search with half the steps, default world",
+    "",
+    WORLD,
+    tuple(_short(row, 200) for row in _search(5)[:2]),
+    "vstar",
   ),
   "kuairand_search": Table(
     "RL by search, KuaiRand-Pure by value",
