@@ -11,4 +11,4 @@ from configs import common
 
 def get_config(variant: str = ""):
   """The default world, 50 -> 6, reward by evaluator A."""
-  return common.build({"name": "glorank_rl"}, variant)
+  return common.build({"name": "glorank_rl"}, variant, common.PATIENT)

@@ -17,4 +17,4 @@ CHANGES = {
 
 def get_config(variant: str = ""):
   """The default world, 50 -> 6."""
-  return common.build(CHANGES, variant)
+  return common.build(CHANGES, variant, common.PATIENT)
