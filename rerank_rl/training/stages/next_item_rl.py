@@ -27,11 +27,7 @@ from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem, selection
 from rerank_rl.training.stages import next_item as sft
 from rerank_rl.training.stages import next_item_evaluator as evaluator
-from rerank_rl.training.stages.rl import (
-  STAGE,
-  check_group,
-  need_evaluators,
-)
+from rerank_rl.training.stages.rl import STAGE, check_group, need_evaluators
 from rerank_rl.types import PAD, Array, Outcome, TokenTree
 
 PLACES = 10  # Of a ranking, that count: NDCG@10 selects.
