@@ -90,7 +90,7 @@ WORLD = ("share", "true_utility", "evaluator_a", "evaluator_b", "win_rate_b")
 VALUE = ("evaluator_b", "evaluator_a", "evaluator_s", "win_rate_b", "ild")
 RECOVERY = ("ndcg@6", "precision@6", "map@6", "f1@6")
 SESSION = ("total_reward", "discounted_reward", "slate_reward")
-SESSIONS = ("hsrl", "a2c", "dqn", "ddpg", "hac")
+SESSIONS = ("hsrl", "a2c", "dqn", "ddpg", "hac")  # They value sessions.
 
 
 def _rows(own: int, rivals: int) -> tuple[Row, ...]:
@@ -107,7 +107,7 @@ def _sessions(name: str, variant: str) -> Table:
     return Row("hsrl", 3, name=f"hsrl_{name}", flags=flags)
 
   rows = (
-    *(Row(config, 5) for config in SESSIONS),
+    *(Row(config, 5) for config in (*SESSIONS, "supervised")),
     other("scalar", "--config.rl.credit=a2c"),
     other("flat", "--config.policy.head=pointer"),
     other("hpn", "--config.policy.head=hpn"),

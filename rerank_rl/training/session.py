@@ -195,8 +195,37 @@ def _first(environment, start):
   return jax.vmap(environment.request)(state)
 
 
-def greedy(policy, catalogue, params, request: Request, key: Array) -> Array:
-  """The policy's greedy slate i32[B, K]."""
+def play(policy: Policy, turns: int, params, catalogue, law, start, key):
+  """Sessions of B users whom a policy shows its samples.
+
+  Args:
+    policy: pure functions.
+    turns: slates a user.
+    params: the policy's.
+    catalogue: the Catalogue.
+    law: the users' behaviour, an Environment.
+    start: B users.
+    key: PRNG key.
+
+  Returns:
+    Turns, whose record is the TokenTree of each slate.
+  """
+
+  def act(request, key):
+    game = sample.prepare(policy, params, catalogue, request)
+    tree = sample.chains(policy, params, game, key, 1)
+    return tree.slate[:, 0], tree
+
+  return simulation.play(law, act, start, key, turns)
+
+
+def greedy(setting: SessionRun) -> Act:
+  """The configured policy's greedy slates as a system."""
+  act = functools.partial(_greedy, setting.policy)
+  return jax.tree_util.Partial(act, setting.catalogue)
+
+
+def _greedy(policy, catalogue, params, request: Request, key: Array) -> Array:
   del key
   return sample.greedy(policy, params, catalogue, request)
 

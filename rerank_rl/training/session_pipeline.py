@@ -14,7 +14,13 @@ from rerank_rl.data import load, sessions
 from rerank_rl.models import policy
 from rerank_rl.training import pipeline, session
 from rerank_rl.training.session import SessionRun
-from rerank_rl.training.stages import relabel, replay, response, tokenize
+from rerank_rl.training.stages import (
+  relabel,
+  replay,
+  response,
+  supervised,
+  tokenize,
+)
 from rerank_rl.training.stages import session as session_stage
 
 PROTOCOL = "session"
@@ -22,7 +28,7 @@ PROTOCOL = "session"
 # Stages that learn a system: modules with `check`, `run` and `systems`. A run
 # has one of them.
 LEARNERS: Mapping[str, Any] = MappingProxyType(
-  {stage.STAGE: stage for stage in (session_stage, replay, relabel)}
+  {each.STAGE: each for each in (session_stage, replay, relabel, supervised)}
 )
 
 STAGES: Mapping[str, Callable] = MappingProxyType(

@@ -177,18 +177,6 @@ DIFFERENCE = {
 }
 
 
-def rollout(method, params, catalogue, environment, start, key):
-  """Sessions of B users: Turns, whose record is the TokenTree of each slate."""
-  policy, turns = method.policy, method.session.turns
-
-  def act(request, key):
-    game = sample.prepare(policy, params["policy"], catalogue, request)
-    tree = sample.chains(policy, params["policy"], game, key, 1)
-    return tree.slate[:, 0], tree
-
-  return simulation.play(environment, act, start, key, turns)
-
-
 def outcome_of(method: Method, played: simulation.Turns, value, beyond):
   """The slates' Outcome, leading dimensions [turns, B], no gradient.
 
@@ -227,8 +215,11 @@ def step(method, catalogue, environment, state, start, key):
   Returns:
     (state, metrics as (sum, count)).
   """
-  policy, rl = method.policy, method.rl
-  played = rollout(method, state.params, catalogue, environment, start, key)
+  policy, rl, turns = method.policy, method.rl, method.session.turns
+  shown = state.params["policy"]
+  played = sessions.play(
+    policy, turns, shown, catalogue, environment, start, key
+  )
   # No -1: users may have no features.
   flat = lambda x: x.reshape(played.left.size, *x.shape[2:])
   request, tree = jax.lax.stop_gradient(
@@ -365,17 +356,10 @@ def init(setting: SessionRun):
 
 def watch(setting: SessionRun):
   """(evaluate, select) for `loop.fit`: greedy sessions of validation users."""
-  return sessions.watch(setting, greedy_act(setting), "policy")
-
-
-def greedy_act(setting: SessionRun) -> sessions.Act:
-  """The policy's greedy slates as a system."""
-  return jax.tree_util.Partial(
-    functools.partial(sessions.greedy, setting.policy), setting.catalogue
-  )
+  return sessions.watch(setting, sessions.greedy(setting), "policy")
 
 
 def systems(setting: SessionRun) -> dict[str, tuple[sessions.Act, Any]]:
   """What reports judge: the run's system as (act, parameters)."""
   name = setting.config.name
-  return {name: (greedy_act(setting), setting.params[name]["policy"])}
+  return {name: (sessions.greedy(setting), setting.params[name]["policy"])}

@@ -1,0 +1,144 @@
+"""Stage `supervised`: a slate policy that is told what was clicked, no more.
+
+What HSRL is measured by: it sees what stands above an item, and nothing that
+comes after the slate.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rerank_rl.config import Config, check_choice
+from rerank_rl.decoding import sample
+from rerank_rl.models.policy import Policy
+from rerank_rl.simulation.session import Turns
+from rerank_rl.training import fitting
+from rerank_rl.training import session as sessions
+from rerank_rl.training import state as states
+from rerank_rl.training.session import SessionRun
+from rerank_rl.types import Array
+
+STAGE = "supervised"
+
+
+class Method(NamedTuple):
+  """The static parts of a step."""
+
+  policy: Policy
+  turns: int
+  tx: Any
+  decay: float
+
+
+def check(config: Config) -> None:
+  """Raises ConfigError: a head that has no one score for an item."""
+  check_choice(config.policy.head, ("pointer",), "config.policy.head")
+  states.check(config.rl_train, "config.rl_train")
+
+
+def cross_entropy(
+  policy: Policy, params, catalogue, played: Turns
+) -> tuple[Array, int]:
+  """-log P(what was clicked among what was shown), as (sum, slots shown).
+
+    P(click on i_k | s, i_1 .. i_{k-1}) = sigmoid(the policy's logit of i_k)
+
+  Greedy decoding then places what is clicked most likely under what it has
+  placed above; samples are drawn by the odds of a click.
+
+  Args:
+    policy: a pointer's functions.
+    params: its parameters.
+    catalogue: the Catalogue.
+    played: sessions, leading dimensions [turns, B].
+  """
+  # No -1: users may have no features.
+  flat = lambda x: x.reshape(played.left.size, *x.shape[2:])
+  request, slate = jax.tree.map(flat, (played.request, played.record.slate))
+  game = sample.prepare(policy, params, catalogue, request)
+  ranks = sample.ranks_of(game.trie, slate)
+  logits = policy.score(params, game.prompt, ranks)[:, 0, :, 0]
+  logits = jnp.take_along_axis(logits, ranks[:, 0, :, None], axis=-1)[..., 0]
+  clicked = (flat(played.per_item) > 0).astype(logits.dtype)
+  error = optax.sigmoid_binary_cross_entropy(logits, clicked)
+  return error.sum(), error.size
+
+
+def step(method: Method, catalogue, environment, state, start, key):
+  """One batch of users: play, one gradient step on their clicks.
+
+  Args:
+    method: static parts.
+    catalogue: the Catalogue.
+    environment: the users' behaviour.
+    state: TrainState of the policy.
+    start: B users.
+    key: PRNG key.
+
+  Returns:
+    (state, metrics as (sum, count)).
+  """
+  policy, turns = method.policy, method.turns
+  played = sessions.play(
+    policy, turns, state.params, catalogue, environment, start, key
+  )
+  loss = lambda params: cross_entropy(policy, params, catalogue, played)
+  state, figures = states.step_on(state, loss, method.tx, method.decay)
+  left = played.left
+  more = {
+    "reward": (played.per_item.sum(), left.size),
+    "left": (left.sum(), left.size),
+  }
+  return state, {**figures, **more}
+
+
+def run(setting: SessionRun) -> SessionRun:
+  """Learns, resumes or reloads the policy.
+
+  Args:
+    setting: after `tokenizer`.
+
+  Returns:
+    With `params[config.name]`, the policy's.
+  """
+  config = setting.config
+  check(config)
+  return fitting.run(
+    setting,
+    STAGE,
+    config.name,
+    _fit,
+    fitting.before(setting, STAGE),
+    config.policy,
+    config.rl_train,
+    config.session,
+  )
+
+
+def _fit(setting: SessionRun) -> None:
+  config, policy = setting.config, setting.policy
+  train = config.rl_train
+  # Nothing was shown to it before it plays.
+  init = jax.jit(lambda *args: policy.even(policy.init(*args)))
+  request = sessions.example(setting)
+  params = init(setting.key("policy"), setting.catalogue, request)
+  tx = states.optimizer(train)
+  method = Method(policy, config.session.turns, tx, train.ema)
+  own = jax.tree_util.Partial(
+    functools.partial(step, method),
+    setting.catalogue,
+    setting.environment("train"),
+  )
+  batches = fitting.local_batches(setting, train.batch_size, STAGE)
+  watch = sessions.watch(setting, sessions.greedy(setting))
+  state = states.create(params, tx)
+  fitting.fit(setting, STAGE, state, own, batches, train, watch, since=1)
+
+
+def systems(setting: SessionRun) -> dict[str, tuple[sessions.Act, Any]]:
+  """What reports judge: the run's system as (act, parameters)."""
+  name = setting.config.name
+  return {name: (sessions.greedy(setting), setting.params[name])}

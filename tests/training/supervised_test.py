@@ -1,0 +1,77 @@
+"""The stage `supervised`: it learns what is clicked, and looks no further."""
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import sessions as benchmark
+from configs import supervised
+from rerank_rl.config import ConfigError
+from rerank_rl.decoding import sample
+from rerank_rl.training import mesh, session_pipeline, tasks
+from rerank_rl.training import session as sessions
+from rerank_rl.training.stages import supervised as stage
+from rerank_rl.training.stages import tokenize
+from tests import toys
+
+
+def _config(variant, changes):
+  return toys.frozen(supervised.get_config(variant), changes)
+
+
+def _begin(config, folder):
+  one = mesh.make(jax.devices()[:1])
+  return session_pipeline.begin(config, folder, one)
+
+
+def test_it_is_as_good_as_greed_for_clicks(tmp_path):
+  """Where greed has half of the optimum; a fifth of the config's steps."""
+  fewer = {"rl_train.steps": 100, "rl_train.eval_every": 100}
+  setting = _begin(_config("trust", fewer), tmp_path)
+  found = benchmark.greedy_shares(session_pipeline.learn(setting))
+  assert found["myopic"] < 0.7
+  assert abs(found["greedy"] - found["myopic"]) < 0.03
+
+
+def test_each_item_shown_is_a_label_under_what_stands_above_it(tmp_path):
+  setting = tokenize.run(_begin(_config("", toys.SESSIONS), tmp_path))
+  policy, catalogue = setting.policy, setting.catalogue
+  request, law = sessions.example(setting), setting.environment("train")
+  params = jax.jit(policy.init)(jax.random.key(0), catalogue, request)
+  start = jax.tree.map(lambda x: x[:4], setting.dataset.splits["train"])
+  play = jax.jit(sessions.play, static_argnums=(0, 1))
+  key = jax.random.key(1)
+  played = play(policy, 3, params, catalogue, law, start, key)
+  loss = jax.jit(stage.cross_entropy, static_argnums=0)
+  found = loss(policy, params, catalogue, played)
+  total, clicks = 0.0, 0
+  for turn in range(3):
+    request, shown, per_item = jax.tree.map(
+      lambda x, t=turn: x[t],
+      (played.request, played.record.slate, played.per_item),
+    )
+    game = sample.prepare(policy, params, catalogue, request)
+    ranks = sample.ranks_of(game.trie, shown)
+    states = policy.states(params, game.prompt, ranks)[:, 0, :, 0]
+    for slot in range(policy.slots):
+      state = states[:, slot : slot + 1]
+      logits = policy.logits(params, game.prompt, state, 0)[:, 0]
+      for user in range(4):
+        logit = float(logits[user, ranks[user, 0, slot]])
+        clicked = bool(per_item[user, slot] > 0)
+        total += np.log1p(np.exp(-logit if clicked else logit))
+        clicks += clicked
+  assert found[1] == 3 * 4 * policy.slots and 0 < clicks < found[1]
+  np.testing.assert_allclose(found[0], total, rtol=1e-5)
+
+
+def test_the_report_names_it(tmp_path):
+  config = _config("", toys.SESSIONS)
+  rows = tasks.of(config).run(config, tmp_path, tmp_path, "command")
+  found = [row["system"] for row in rows]
+  assert found == ["random", "ranker_order", "supervised"]
+
+
+def test_heads_without_one_score_an_item_are_refused():
+  with pytest.raises(ConfigError, match=r"config.policy.head='global'"):
+    session_pipeline.check(_config("", {"policy.head": "global"}))
