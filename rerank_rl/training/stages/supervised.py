@@ -14,12 +14,12 @@ import optax
 from rerank_rl.config import Config, check_choice
 from rerank_rl.decoding import sample
 from rerank_rl.models.policy import Policy
+from rerank_rl.rl.objectives import Loss
 from rerank_rl.simulation.session import Turns
 from rerank_rl.training import fitting
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.session import SessionRun
-from rerank_rl.types import Array
 
 STAGE = "supervised"
 
@@ -39,10 +39,8 @@ def check(config: Config) -> None:
   states.check(config.rl_train, "config.rl_train")
 
 
-def cross_entropy(
-  policy: Policy, params, catalogue, played: Turns
-) -> tuple[Array, int]:
-  """-log P(what was clicked among what was shown), as (sum, slots shown).
+def cross_entropy(policy: Policy, params, catalogue, played: Turns) -> Loss:
+  """-log P(what was clicked among what was shown), over the slots shown.
 
     P(click on i_k | s, i_1 .. i_{k-1}) = sigmoid(the policy's logit of i_k)
 
@@ -64,7 +62,7 @@ def cross_entropy(
   logits = jnp.take_along_axis(logits, ranks[:, 0, :, None], axis=-1)[..., 0]
   clicked = (flat(played.per_item) > 0).astype(logits.dtype)
   error = optax.sigmoid_binary_cross_entropy(logits, clicked)
-  return error.sum(), error.size
+  return Loss(error.sum(), error.size)
 
 
 def step(method: Method, catalogue, environment, state, start, key):
