@@ -208,6 +208,7 @@ class SessionConfig:
   decay: float = _within(0.5, 0, 1)  # Lambda, from slate to slate.
   turns: int = _within(20, 1)  # Slates a user, in a rollout and in reports.
   difference: str = "td"  # How values are learnt: td | disentangled.
+  replay: bool = False  # Whether policies over tokens, too, learn from replay.
   # Users of the synthetic world (docs/methods.md).
   patience: float = _within(12.0, 1)
   impatience: float = _within(2.0, 0)
@@ -230,12 +231,12 @@ class GoalsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReplayConfig:
-  """Agents that learn sessions from replay (stage replay)."""
+  """Learning sessions from replay (stage replay, `session.replay`)."""
 
   agent: str = "dqn"  # dqn | ddpg | hac
   # Of what is kept, in steps: each plays rl_train.batch_size users' turns.
   capacity: int = _within(64, 1)
-  batch_size: int = _within(256, 1)
+  batch_size: int = _within(256, 1)  # Slates, of agents.
   updates: int = _within(4, 1)  # Gradient steps on batches, each step.
   tau: float = _within(0.02, _TINY, 1)  # Of the target network.
   # Exploring: a slot's chance of any item (dqn), noise on points (others).

@@ -138,7 +138,7 @@ def whole(value: Array, outcome: Outcome, values: PathValues) -> Array:
 
 
 def across_slates(
-  reward: Array, left: Array, ahead: Array, gamma: float, decay: float
+  reward: Array, left: Array, ahead: Array, gamma: float, decay: Array | float
 ) -> Array:
   """What comes after each slate of a session: `Outcome.bootstrap`.
 
@@ -153,27 +153,40 @@ def across_slates(
     left: bool[turns, B].
     ahead: f32[turns, B], V of each user's own state after the slate.
     gamma: discount a slate.
-    decay: lambda from slate to slate; 0 is TD(0).
+    decay: lambda from slate to slate, or f32[turns, B] of what follows each;
+      0 is TD(0).
 
   Returns:
     f32[turns, B], no gradient.
   """
+  decay = jnp.broadcast_to(decay, reward.shape)
 
   def back(following, xs):
-    reward, left, ahead = xs
+    reward, left, ahead, decay = xs
     mixed = (1 - decay) * ahead + decay * following
     here = jnp.where(left, 0, gamma * mixed)
     return reward + here, here
 
-  _, out = jax.lax.scan(back, ahead[-1], (reward, left, ahead), reverse=True)
+  xs = reward, left, ahead, decay
+  _, out = jax.lax.scan(back, ahead[-1], xs, reverse=True)
   return jax.lax.stop_gradient(out)
 
 
 def temporal_difference(
-  values: PathValues, outcome: Outcome, decay: float
+  values: PathValues,
+  outcome: Outcome,
+  decay: float,
+  weight: Array | float = 1.0,
 ) -> Loss:
-  """(Q(s, a) - sg G)^2, the mean over rollouts of the sum over tokens."""
+  """(Q(s, a) - sg G)^2, the mean over rollouts of the sum over tokens.
+
+  Args:
+    values: along the paths.
+    outcome: of the same slates.
+    decay: lambda.
+    weight: of each slate, f32[B, G, 1].
+  """
   target = lambda_returns(values, outcome, decay)
-  square = jnp.where(values.real, (values.chosen - target) ** 2, 0)
+  square = jnp.where(values.real, weight * (values.chosen - target) ** 2, 0)
   G = outcome.reward.shape[1]
   return Loss(square.sum() / G, values.real.sum() / G)

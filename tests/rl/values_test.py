@@ -206,6 +206,19 @@ def test_what_comes_after_a_slate_by_its_definition():
       np.testing.assert_allclose(got[t, b], after(t, b, decay), atol=1e-5)
 
 
+def test_what_follows_each_slate_may_have_its_own_lambda():
+  T, gamma = 3, 0.9
+  reward, left = jnp.array([[1.0], [2.0], [4.0]]), jnp.zeros((T, 1), bool)
+  ahead, decay = (
+    jnp.array([[8.0], [16.0], [32.0]]),
+    jnp.array([[1.0], [0], [0]]),
+  )
+  got = values.across_slates(reward, left, ahead, gamma, decay)
+  second = gamma * 16.0
+  want = [[gamma * (2.0 + second)], [second], [gamma * 32.0]]
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_another_users_value_never_stands_in_for_a_leavers():
   left = jnp.array([[True], [False]])
   reward = jnp.ones((2, 1))

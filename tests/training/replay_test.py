@@ -1,6 +1,7 @@
 """The stage `replay`: whose states it keeps, what moves, that it resumes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,19 @@ import optax
 import pytest
 
 from benchmarks import sessions as benchmark
-from configs import dqn
-from rerank_rl.config import ConfigError, ReplayConfig
-from rerank_rl.rl import agents, replay
+from configs import dqn, hsrl
+from rerank_rl.config import ConfigError, ReplayConfig, SessionConfig
+from rerank_rl.decoding import sample
+from rerank_rl.rl import agents, learner, replay
 from rerank_rl.rl.replay import Transition
+from rerank_rl.simulation import session as simulation
 from rerank_rl.training import mesh, session_pipeline
+from rerank_rl.training import replay as keeping
+from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.stages import replay as stage
+from rerank_rl.training.stages import session as session_stage
+from rerank_rl.training.stages import tokenize
 from rerank_rl.types import Request
 from tests import toys
 
@@ -26,6 +33,8 @@ SMALL = toys.SESSIONS | {
   "replay.batch_size": 16,
   "replay.updates": 2,
 }
+# Policies over tokens, from replay.
+AGAIN = {"session.replay": True, "rl.objective": "clipped"}
 
 
 def _config(variant, changes):
@@ -58,11 +67,21 @@ def _begin(config, folder):
   return session_pipeline.begin(config, folder, one)
 
 
-def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("module", "get_config", "variant", "changes"),
+  [
+    (stage, dqn.get_config, "trust,disentangled", {}),
+    (session_stage, hsrl.get_config, "trust", AGAIN),
+  ],
+  ids=["dqn", "hsrl"],
+)
+def test_a_killed_run_ends_with_the_same_bytes(
+  module, get_config, variant, changes, tmp_path, monkeypatch
+):
   """Ring and target are resumed too, or later batches would differ."""
-  config = _config("trust,disentangled", SMALL)
+  config = toys.frozen(get_config(variant), SMALL | changes)
   whole = session_pipeline.learn(_begin(config, tmp_path / "whole"))
-  right, calls = stage.watch, []
+  right, calls = module.watch, []
 
   def dying(setting):
     evaluate, select = right(setting)
@@ -75,14 +94,78 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
 
     return once, select
 
-  monkeypatch.setattr(stage, "watch", dying)
+  monkeypatch.setattr(module, "watch", dying)
   setting = _begin(config, tmp_path / "killed")
   with pytest.raises(RuntimeError, match="killed"):
     session_pipeline.learn(setting)
   found = session_pipeline.learn(setting)
   assert len(calls) == 4
-  want = whole.params["dqn"]
-  jax.tree.map(np.testing.assert_array_equal, found.params["dqn"], want)
+  got, want = (run.params[config.name] for run in (found, whole))
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_hsrl_looks_beyond_clicks_from_replay(tmp_path):
+  fewer = {
+    **AGAIN,
+    "rl_train.steps": 100,
+    "rl_train.eval_every": 100,
+    "policy.dim": 16,
+  }
+  config = toys.frozen(hsrl.get_config("trust"), fewer)
+  found = benchmark.greedy_shares(
+    session_pipeline.learn(_begin(config, tmp_path))
+  )
+  assert found["greedy"] > found["myopic"] + 0.2
+
+
+def test_a_slate_weighs_what_todays_policy_makes_of_it(tmp_path):
+  """exp of the difference of log-probabilities, at most `replay.clip`."""
+  config = toys.frozen(hsrl.get_config(""), SMALL | AGAIN)
+  setting = tokenize.run(_begin(config, tmp_path))
+  policy, catalogue = setting.policy, setting.catalogue
+  once = jax.jit(policy.init)(
+    jax.random.key(0), catalogue, sessions.example(setting)
+  )
+  today = jax.tree.map(lambda x: 1.5 * x, once)
+  start = jax.tree.map(lambda x: x[:8], setting.dataset.splits["train"])
+  law, key = setting.environment("train"), jax.random.key(1)
+  play = jax.jit(sessions.play, static_argnums=(0, 1))
+  played = play(policy, 1, once, catalogue, law, start, key)
+  request, tree = jax.tree.map(lambda x: x[0], (played.request, played.record))
+
+  def scored(params):
+    game = sample.prepare(policy, params, catalogue, request)
+    return learner.score_slates(policy, params, game, tree.slate)
+
+  before, after = scored(once), scored(today)
+  method = session_stage.make_method(setting, None)
+  same = session_stage.importance(method, tree, before)
+  np.testing.assert_allclose(same, 1, atol=1e-4)
+  ratio = np.exp((after.logp - before.logp).sum((1, 2)))
+  clip = float(np.median(ratio))
+  method = method._replace(replay=ReplayConfig(clip=clip))
+  found = session_stage.importance(method, tree, after)
+  np.testing.assert_allclose(found, np.minimum(ratio, clip), rtol=1e-4)
+  assert (ratio < 0.99 * clip).any() and (ratio > 1.01 * clip).any()
+
+
+def test_what_the_policy_would_not_show_now_is_not_looked_through():
+  """A slate of weight 0 cuts what follows it; none counts more than once."""
+  played = simulation.Turns(
+    None, None, jnp.array([[[1.0]], [[2.0]]]), jnp.zeros((2, 1), int), None
+  )
+  session = SessionConfig(gamma=0.9, decay=0.5)
+  method = session_stage.Method(*[None] * 3, session, *[None] * 4)
+  value, beyond = jnp.array([[0.0], [8.0]]), jnp.array([16.0])
+
+  def first(weight):
+    weights = jnp.array([[1.0], [weight]])
+    found = session_stage.outcome_of(method, played, value, beyond, weights)
+    return float(found.bootstrap[0, 0, 0])
+
+  assert first(0.0) == pytest.approx(0.9 * 8)
+  on_policy = 0.9 * (4 + 0.5 * (2 + 0.9 * 16))
+  assert first(1.0) == first(3.0) == pytest.approx(on_policy)
 
 
 # Two users, a table of Q and one of V; the policy would act as the first did.
@@ -157,12 +240,15 @@ def test_disentangled_values_learn_from_q_by_each_samples_beta():
 
 
 def test_an_update_moves_the_target_by_tau():
-  ring = replay.push(replay.empty(2, _batch()), _batch())
   state = states.create(PARAMS, optax.sgd(0.1))
   own = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-  state = stage.ReplayState(**own, target=TARGET, ring=())
-  method = _method("td", tau=0.25)
-  after, _ = stage._update(method, (), ring, state, jax.random.key(0))
+  ring = replay.empty(2, _batch())
+  state = keeping.ReplayState(**own, target=TARGET, ring=ring)
+  method = _method("td", tau=0.25, updates=1)
+  update = functools.partial(stage._update, method, ())
+  key = jax.random.key(0)
+  after, _ = keeping.step(method.config, update, state, _batch(), key)
+  assert after.ring.count == 1
   assert np.abs(after.params["q"] - PARAMS["q"]).max() > 0.1
   for name, old in TARGET.items():
     want = old + 0.25 * (after.params[name] - old)
@@ -188,6 +274,10 @@ def test_dqn_looks_beyond_clicks(tmp_path):
     ({"replay.agent": "sac"}, "config.replay.agent='sac'.*dqn, ddpg, hac"),
     ({"session.difference": "mc"}, "difference='mc'.*td, disentangled"),
     ({"stages": ("tokenizer", "session", "replay")}, "one of session, replay"),
+    (
+      {"session.replay": True, "stages": ("tokenizer", "session")},
+      "reinforce.*use clipped",
+    ),
     ({"replay.tau": 0.0}, "config.replay.tau=0.0"),
     ({"replay.epsilon": 0.0}, "config.replay.epsilon=0.0"),
     ({"rl_train.warmup_steps": 500}, "config.rl_train.warmup_steps=500"),

@@ -121,7 +121,7 @@ def test_what_sessions_lack_is_refused(changes, words):
 
 
 def test_disentangled_values_learn_from_q_and_q_from_what_came(tmp_path):
-  """The mean of (Q - G)^2 + (V - sg Q)^2: beta is 1, policies are met anew."""
+  """The mean of (Q - G)^2 + beta (V - sg Q)^2, each sample with its beta."""
   config = _config("trust,disentangled", toys.SESSIONS)
   one = mesh.make(jax.devices()[:1])
   setting = tokenize.run(session_pipeline.begin(config, tmp_path, one))
@@ -131,11 +131,14 @@ def test_disentangled_values_learn_from_q_and_q_from_what_came(tmp_path):
   request = jax.vmap(trust.request)(jnp.arange(4))
   slate = jnp.array([[0, 1], [2, 5], [7, 3], [1, 6]])
   value, to_come = jnp.array([[1.0, 2.0, 3.0, 4.0], [5.0, 1.0, 0.0, 2.0]])
+  beta = jnp.array([1.0, 0.5, 2.0, 1.0])
 
   def read(params):
     args = method, params, setting.catalogue, request, slate
     quality = stage.slate_value(*args)
-    losses = lambda v, p: stage.disentangled(method, p, *args[2:], v, to_come)
+    losses = lambda v, p: stage.disentangled(
+      method, p, *args[2:], v, to_come, beta
+    )
     fit = lambda p: (stage.slate_value(method, p, *args[2:]) - to_come) ** 2
     return (
       quality,
@@ -147,8 +150,9 @@ def test_disentangled_values_learn_from_q_and_q_from_what_came(tmp_path):
   # Values start at nothing: move them.
   params = jax.tree.map(lambda x: x + 0.05, params)
   quality, loss, (by_value, by_params), want = jax.jit(read)(params)
-  total = (quality - to_come) ** 2 + (value - quality) ** 2
+  total = (quality - to_come) ** 2 + beta * (value - quality) ** 2
   np.testing.assert_allclose(loss, total.mean(), rtol=1e-5)
-  np.testing.assert_allclose(by_value, 2 * (value - quality) / 4, rtol=1e-5)
+  want_value = 2 * beta * (value - quality) / 4
+  np.testing.assert_allclose(by_value, want_value, rtol=1e-5)
   close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5)
   jax.tree.map(close, by_params, want)

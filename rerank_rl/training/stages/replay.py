@@ -1,10 +1,8 @@
 """Stage `replay`: agents that learn sessions from what they did before."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -15,25 +13,14 @@ from rerank_rl.rl.objectives import Loss
 from rerank_rl.rl.replay import Ring, Transition
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training import fitting
+from rerank_rl.training import replay as keeping
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
+from rerank_rl.training.replay import ReplayState
 from rerank_rl.training.session import SessionRun
 from rerank_rl.types import Array
 
 STAGE = "replay"
-
-
-@struct.dataclass
-class ReplayState(states.TrainState):
-  """An agent's state with what it learns from, saved and resumed as one.
-
-  Attributes:
-    target: like params, following them slowly.
-    ring: the latest transitions.
-  """
-
-  target: Any
-  ring: Any  # Ring, or () where it is not carried along.
 
 
 class Method(NamedTuple):
@@ -133,7 +120,7 @@ def play(method: Method, params, catalogue, environment, start, key):
 
 
 def _update(method: Method, catalogue, ring: Ring, state: ReplayState, key):
-  """One gradient step on a batch drawn from the ring; the target follows."""
+  """One gradient step on a batch drawn from the ring."""
   batch = replay.draw(ring, key, method.config.batch_size)
   learn = DIFFERENCE[method.difference]
 
@@ -145,9 +132,7 @@ def _update(method: Method, catalogue, ring: Ring, state: ReplayState, key):
 
   grads, (main, beside) = jax.grad(loss, has_aux=True)(state.params)
   state = states.apply_gradients(state, grads, method.tx, method.decay)
-  target = offpolicy.polyak(state.target, state.params, method.config.tau)
-  figures = {"loss": main, "beside": Loss(beside.sum(), beside.size)}
-  return dataclasses.replace(state, target=target), figures
+  return state, {"loss": main, "beside": Loss(beside.sum(), beside.size)}
 
 
 def step(
@@ -168,18 +153,13 @@ def step(
   """
   first, second = jax.random.split(key)
   seen = play(method, state.params, catalogue, environment, start, first)
-  ring = replay.push(state.ring, seen)
-  # The ring is read, not carried: a loop would copy it.
-  learn = functools.partial(_update, method, catalogue, ring)
-  bare = dataclasses.replace(state, ring=())
-  keys = jax.random.split(second, method.config.updates)
-  state, figures = jax.lax.scan(learn, bare, keys)
-  metrics = {
-    **{k: (x.total.sum(), x.denominator.sum()) for k, x in figures.items()},
+  update = functools.partial(_update, method, catalogue)
+  state, figures = keeping.step(method.config, update, state, seen, second)
+  more = {
     "reward": (seen.per_item.sum(), seen.left.size),
     "left": (seen.left.sum(), seen.left.size),
   }
-  return dataclasses.replace(state, ring=ring), metrics
+  return state, {**figures, **more}
 
 
 def run(setting: SessionRun) -> SessionRun:
@@ -229,53 +209,21 @@ def make_method(setting: SessionRun, tx) -> Method:
 
 
 def _fit(setting: SessionRun) -> None:
-  config = setting.config
-  train, updates = config.rl_train, config.replay.updates
-  # A step is a batch of users, and takes several gradient steps.
-  longer = dataclasses.replace(
-    train,
-    steps=train.steps * updates,
-    warmup_steps=train.warmup_steps * updates,
-  )
-  environment = setting.environment("train")
+  train, config = setting.config.rl_train, setting.config.replay
   agent = jax.jit(agent_of(setting).init)
   request = sessions.example(setting)
   params = agent(setting.key("agent"), setting.catalogue, request)
-  tx = states.optimizer(longer, tuple(params))
+  tx = states.optimizer(keeping.longer(train, config.updates), tuple(params))
   method = make_method(setting, tx)
   own = jax.tree_util.Partial(
-    functools.partial(step, method), setting.catalogue, environment
+    functools.partial(step, method),
+    setting.catalogue,
+    setting.environment("train"),
   )
   batches = fitting.local_batches(setting, train.batch_size, STAGE)
-  state = begin(setting, method, environment, params)
+  state = keeping.begin(setting, functools.partial(play, method), params, tx)
   fitting.fit(
     setting, STAGE, state, own, batches, train, watch(setting), since=1
-  )
-
-
-def begin(setting, method: Method, environment, params) -> ReplayState:
-  """The state at step 0: a target like the parameters, an empty ring."""
-  size = setting.config.rl_train.batch_size
-  wide = lambda x: jax.ShapeDtypeStruct(
-    (size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
-  )
-  start = jax.tree.map(wide, setting.dataset.splits["train"])
-  block = jax.eval_shape(
-    functools.partial(play, method),
-    params,
-    setting.catalogue,
-    environment,
-    start,
-    jax.random.key(0),
-  )
-  state = states.create(params, method.tx)
-  return ReplayState(
-    state.params,
-    state.opt_state,
-    state.step,
-    state.ema,
-    states.copy(params),
-    replay.empty(method.config.capacity, block),
   )
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from rerank_rl.config import (
   Config,
   ConfigError,
+  ReplayConfig,
   RLConfig,
   SessionConfig,
   check_choice,
@@ -17,13 +18,21 @@ from rerank_rl.config import (
 from rerank_rl.decoding import legality, sample
 from rerank_rl.models.hpn import LevelCritic
 from rerank_rl.models.policy import Policy
-from rerank_rl.rl import credit, learner, objectives, offpolicy, values
+from rerank_rl.rl import (
+  credit,
+  learner,
+  objectives,
+  offpolicy,
+  replay,
+  values,
+)
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training import fitting
+from rerank_rl.training import replay as keeping
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.session import SessionRun
-from rerank_rl.types import PAD, Array, Outcome
+from rerank_rl.types import PAD, Array, Outcome, TokenTree
 
 STAGE = "session"
 
@@ -57,6 +66,11 @@ def check(config: Config) -> None:
       f"config.rl.epochs={rl.epochs}: sessions are played anew for every "
       "gradient step; use 1."
     )
+  if config.session.replay and rl.objective == "reinforce":
+    raise ConfigError(
+      "config.rl.objective='reinforce' takes slates for the policy's own; with "
+      "config.session.replay use clipped."
+    )
   states.check(config.rl_train, "config.rl_train")
 
 
@@ -67,8 +81,9 @@ class Method(NamedTuple):
   critic: LevelCritic
   rl: RLConfig
   session: SessionConfig
+  replay: ReplayConfig
   trace: float
-  tx: object
+  tx: Any
   decay: float
 
 
@@ -132,9 +147,9 @@ def slate_value(method: Method, params, catalogue, request, slate) -> Array:
 
 
 def temporal_difference(
-  method: Method, params, catalogue, request, slate, value, to_come
+  method: Method, params, catalogue, request, slate, value, to_come, weight
 ) -> Array:
-  """The mean of (V(s) - G)^2, a scalar.
+  """The mean of beta (V(s) - G)^2, a scalar.
 
   Args:
     method: static parts.
@@ -144,23 +159,23 @@ def temporal_difference(
     slate: i32[B, K], shown.
     value: f32[B], V(s).
     to_come: f32[B], G = r + what `values.across_slates` says; no gradient.
+    weight: f32[B], beta = pi(slate | s) / p_behaviour(slate | s), 1 on policy.
   """
   del method, params, catalogue, request, slate
-  return ((value - to_come) ** 2).sum() / value.size
+  return offpolicy.value_loss(value, to_come, weight).total / value.size
 
 
 def disentangled(
-  method: Method, params, catalogue, request, slate, value, to_come
+  method: Method, params, catalogue, request, slate, value, to_come, weight
 ) -> Array:
   """The mean of (Q(s, a) - G)^2 + beta (V(s) - sg Q(s, a))^2, a scalar.
 
-  arXiv 2501.17409; beta = pi / p_behaviour is 1, as users are played anew by
-  the policy itself. G = r + gamma (1 - left) V(s') where `session.decay` is
-  0, as in the paper; else it looks further, as TD's does.
+  arXiv 2501.17409. G = r + gamma (1 - left) V(s') where `session.decay` is 0,
+  as in the paper; else it looks further, as TD's does.
   """
   quality = slate_value(method, params, catalogue, request, slate)
   first = offpolicy.quality_loss(quality, to_come)
-  second = offpolicy.value_loss(value, quality, jnp.ones_like(value))
+  second = offpolicy.value_loss(value, quality, weight)
   return (first.total + second.total) / value.size
 
 
@@ -177,20 +192,27 @@ DIFFERENCE = {
 }
 
 
-def outcome_of(method: Method, played: simulation.Turns, value, beyond):
+def outcome_of(method: Method, played: simulation.Turns, value, beyond, weight):
   """The slates' Outcome, leading dimensions [turns, B], no gradient.
+
+  What follows a slate counts for as much as the policy would still show it:
+  lambda is multiplied by min(1, beta) of the next slate (Retrace, arXiv
+  1606.02647).
 
   Args:
     method: static parts.
     played: the sessions.
     value: f32[turns, B], V of the states before the slates.
     beyond: f32[B], V of the states after the last.
+    weight: f32[turns, B], beta of the slates.
   """
   # Whoever stays is met again in the next turn; of who left nothing is read.
-  ahead = jnp.concatenate([value[1:], beyond[None]])
-  reward = played.per_item.sum(-1)
+  later = lambda x, last: jnp.concatenate([x[1:], last[None]])
+  ahead = later(value, beyond)
+  still = later(jnp.minimum(weight, 1), jnp.ones_like(beyond))
+  reward, session = played.per_item.sum(-1), method.session
   bootstrap = values.across_slates(
-    reward, played.left, ahead, method.session.gamma, method.session.decay
+    reward, played.left, ahead, session.gamma, session.decay * still
   )
   outcome = Outcome(
     reward[..., None], played.per_item[:, :, None], bootstrap[..., None]
@@ -198,8 +220,15 @@ def outcome_of(method: Method, played: simulation.Turns, value, beyond):
   return jax.lax.stop_gradient(outcome)
 
 
-def step(method, catalogue, environment, state, start, key):
-  """One batch of users: play, value, credit, one gradient step.
+def importance(method: Method, tree: TokenTree, scores) -> Array:
+  """beta f32[B] of slates, one each: 1 where the policy itself chose them."""
+  return offpolicy.importance(
+    scores.logp.sum((-2, -1)), tree.logp_old.sum(-1), method.replay.clip
+  )
+
+
+def learn(method: Method, catalogue, state, target, played: simulation.Turns):
+  """One gradient step on sessions: value, credit, objective.
 
   Who has shown nothing yet has no reference policy; KL leads back to the
   policy's own running average, as what swings from batch to batch is noise.
@@ -207,25 +236,21 @@ def step(method, catalogue, environment, state, start, key):
   Args:
     method: static parts.
     catalogue: the Catalogue.
-    environment: the users' behaviour.
     state: TrainState of {"policy", "critic"}.
-    start: B users.
-    key: PRNG key.
+    target: parameters whose critic says what comes after a slate.
+    played: by the policy, or by what it once was.
 
   Returns:
     (state, metrics as (sum, count)).
   """
-  policy, rl, turns = method.policy, method.rl, method.session.turns
-  shown = state.params["policy"]
-  played = sessions.play(
-    policy, turns, shown, catalogue, environment, start, key
-  )
+  policy, rl = method.policy, method.rl
   # No -1: users may have no features.
   flat = lambda x: x.reshape(played.left.size, *x.shape[2:])
   request, tree = jax.lax.stop_gradient(
     jax.tree.map(flat, (played.request, played.record))
   )
   last = jax.tree.map(lambda x: x[-1], played.after)
+  by_turn = lambda x: x.reshape(played.left.shape)
 
   def scored(own):
     game = sample.prepare(policy, own, catalogue, request)
@@ -237,10 +262,13 @@ def step(method, catalogue, environment, state, start, key):
     own = params["policy"]
     game, scores = scored(own)
     value = state_value(method, params, catalogue, request, game)
+    weight = importance(method, tree, scores)
     end = sample.prepare(policy, own, catalogue, last)
-    beyond = state_value(method, params, catalogue, last, end)
-    by_turn = value.reshape(played.left.shape)
-    outcome = jax.tree.map(flat, outcome_of(method, played, by_turn, beyond))
+    met = state_value(method, target, catalogue, request, game)
+    beyond = state_value(method, target, catalogue, last, end)
+    outcome = jax.tree.map(
+      flat, outcome_of(method, played, by_turn(met), beyond, by_turn(weight))
+    )
     to_come = outcome.reward[:, 0] + outcome.bootstrap[:, 0]
     path = prefix_values(method, params, catalogue, request, tree)
     # Advantages pass no gradient on.
@@ -248,30 +276,89 @@ def step(method, catalogue, environment, state, start, key):
     given = credit.advantage(tree, outcome.replace(advantage=found))
     main = OBJECTIVE[rl.objective](tree, scores, given, rl.clip)
     wide = objectives.weighted(tree, objectives.entropy(scores))
+    slate = tree.slate[:, 0]
     fitted = DIFFERENCE[method.session.difference].loss(
-      method, params, catalogue, request, tree.slate[:, 0], value, to_come
+      method, params, catalogue, request, slate, value, to_come, weight
     )
     error = jax.lax.stop_gradient(((value - to_come) ** 2).sum())
-    along = values.temporal_difference(path, outcome, method.trace)
+    along = values.temporal_difference(
+      path, outcome, method.trace, weight[:, None, None]
+    )
     far = objectives.weighted(tree, objectives.kl(scores, steady))
     total = main.total + rl.kl * far.total - rl.entropy * wide.total
     total = total / jnp.maximum(main.denominator, 1e-6)
     total += fitted
     total += along.total / jnp.maximum(along.denominator, 1e-6)
-    return total, (main, wide, far, error)
+    return total, (main, wide, far, error, weight.sum())
 
-  grads, (main, wide, far, error) = jax.grad(loss, has_aux=True)(state.params)
+  grads, aux = jax.grad(loss, has_aux=True)(state.params)
+  main, wide, far, error, weight = aux
   state = states.apply_gradients(state, grads, method.tx, method.decay)
-  left = played.left
   figures = {
-    "loss": (main.total, main.denominator),
-    "entropy": (wide.total, wide.denominator),
-    "kl": (far.total, far.denominator),
-    "value_error": (error, left.size),
+    "loss": main,
+    "entropy": wide,
+    "kl": far,
+    "value_error": (error, played.left.size),
+    "importance": (weight, played.left.size),
+  }
+  return state, figures
+
+
+def _play(method: Method, params, catalogue, environment, start, key):
+  return sessions.play(
+    method.policy,
+    method.session.turns,
+    params["policy"],
+    catalogue,
+    environment,
+    start,
+    key,
+  )
+
+
+def _by_user(method: Method, *args):
+  """The same, [B, turns, ...]: what replay keeps and draws is sessions."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1), _play(method, *args))
+
+
+def _again(method: Method, catalogue, users: int, ring, state, key):
+  """One gradient step on sessions drawn from the ring."""
+  drawn = replay.draw(ring, key, users)
+  played = jax.tree.map(lambda x: x.swapaxes(0, 1), drawn)
+  return learn(method, catalogue, state, state.target, played)
+
+
+def step(method: Method, catalogue, environment, state, start, key):
+  """One batch of users: play and learn, from what was kept where any is.
+
+  Args:
+    method: static parts.
+    catalogue: the Catalogue.
+    environment: the users' behaviour.
+    state: TrainState of {"policy", "critic"}, a ReplayState with
+      `session.replay`.
+    start: B users.
+    key: PRNG key.
+
+  Returns:
+    (state, metrics as (sum, count)).
+  """
+  if method.session.replay:
+    first, second = jax.random.split(key)
+    played = _by_user(
+      method, state.params, catalogue, environment, start, first
+    )
+    again = functools.partial(_again, method, catalogue, len(played.left))
+    state, figures = keeping.step(method.replay, again, state, played, second)
+  else:
+    played = _play(method, state.params, catalogue, environment, start, key)
+    state, figures = learn(method, catalogue, state, state.params, played)
+  left = played.left
+  more = {
     "reward": (played.per_item.sum(), left.size),
     "left": (left.sum(), left.size),
   }
-  return state, figures
+  return state, {**figures, **more}
 
 
 def run(setting: SessionRun) -> SessionRun:
@@ -295,6 +382,7 @@ def run(setting: SessionRun) -> SessionRun:
     config.rl,
     config.rl_train,
     config.session,
+    config.replay,
     config.critic.decay,
   )
 
@@ -307,6 +395,7 @@ def make_method(setting: SessionRun, tx) -> Method:
     setting.critic,
     config.rl,
     config.session,
+    config.replay,
     config.critic.decay,
     tx,
     config.rl_train.ema,
@@ -314,17 +403,22 @@ def make_method(setting: SessionRun, tx) -> Method:
 
 
 def _fit(setting: SessionRun) -> None:
-  config = setting.config
-  train = config.rl_train
-  params = init(setting)
-  tx = states.optimizer(train, tuple(params))
+  config, params = setting.config, init(setting)
+  train, again = config.rl_train, config.session.replay
+  schedule = keeping.longer(train, config.replay.updates) if again else train
+  tx = states.optimizer(schedule, tuple(params))
+  method = make_method(setting, tx)
   own = jax.tree_util.Partial(
-    functools.partial(step, make_method(setting, tx)),
+    functools.partial(step, method),
     setting.catalogue,
     setting.environment("train"),
   )
   batches = fitting.local_batches(setting, train.batch_size, STAGE)
-  state = states.create(params, tx)
+  if again:
+    play = functools.partial(_by_user, method)
+    state = keeping.begin(setting, play, params, tx)
+  else:
+    state = states.create(params, tx)
   fitting.fit(
     setting, STAGE, state, own, batches, train, watch(setting), since=1
   )
