@@ -197,7 +197,7 @@ TABLES = {
     "KuaiRand-Pure, value", "kuairand_pure", VALUE, _rows(3, 3)
   ),
   "movielens_value": Table(
-    "MovieLens-1M, value", "movielens_1m", VALUE, _rows(3, 3)
+    "MovieLens-1M, value", "movielens_1m", VALUE, _rows(5, 3)
   ),
   "kuairand_recovery": Table(
     "KuaiRand-Pure, recovery",
