@@ -20,6 +20,7 @@ from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.models.response import ResponseModel
 from rerank_rl.simulation import ensemble, learnt, users
 from rerank_rl.simulation import session as simulation
+from rerank_rl.training import fitting
 from rerank_rl.training.setting import CHUNK, Run, by_chunks, local, opened
 from rerank_rl.types import Array, Impression, Request
 from rerank_rl.world import trust
@@ -310,3 +311,34 @@ def watch(setting: SessionRun, act: Act, part: str = ""):
     return {name: float(value.mean()) for name, value in worth.items()}
 
   return evaluate, (SELECT, True)
+
+
+def fit(setting: SessionRun, stage: str, step, state, watch) -> None:
+  """Fits what a stage learns from users, and keeps it.
+
+  Args:
+    setting: the run's.
+    stage: whose folder, key and title it gets.
+    step: (catalogue, environment, state, users, key) -> (state, figures).
+    state: the initial state.
+    watch: what `watch` returned.
+  """
+  train = setting.config.rl_train
+  own = jax.tree_util.Partial(
+    step, setting.catalogue, setting.environment("train")
+  )
+  batches = fitting.local_batches(setting, train.batch_size, stage)
+  fitting.fit(setting, stage, state, own, batches, train, watch, since=1)
+
+
+def figures(per_item: Array, left: Array) -> dict[str, tuple[Array, int]]:
+  """What users were worth and how many left, as (sum, count).
+
+  Args:
+    per_item: f32[..., K], each slot's reward.
+    left: bool[...], whether the user left after the slate.
+  """
+  return {
+    "reward": (per_item.sum(), left.size),
+    "left": (left.sum(), left.size),
+  }

@@ -155,11 +155,7 @@ def step(
   seen = play(method, state.params, catalogue, environment, start, first)
   update = functools.partial(_update, method, catalogue)
   state, figures = keeping.step(method.config, update, state, seen, second)
-  more = {
-    "reward": (seen.per_item.sum(), seen.left.size),
-    "left": (seen.left.sum(), seen.left.size),
-  }
-  return state, {**figures, **more}
+  return state, {**figures, **sessions.figures(seen.per_item, seen.left)}
 
 
 def run(setting: SessionRun) -> SessionRun:
@@ -215,16 +211,9 @@ def _fit(setting: SessionRun) -> None:
   params = agent(setting.key("agent"), setting.catalogue, request)
   tx = states.optimizer(keeping.longer(train, config.updates), tuple(params))
   method = make_method(setting, tx)
-  own = jax.tree_util.Partial(
-    functools.partial(step, method),
-    setting.catalogue,
-    setting.environment("train"),
-  )
-  batches = fitting.local_batches(setting, train.batch_size, STAGE)
   state = keeping.begin(setting, functools.partial(play, method), params, tx)
-  fitting.fit(
-    setting, STAGE, state, own, batches, train, watch(setting), since=1
-  )
+  own = functools.partial(step, method)
+  sessions.fit(setting, STAGE, own, state, watch(setting))
 
 
 def _greedy(agent: Agent, catalogue, params, request, key: Array) -> Array:

@@ -353,12 +353,8 @@ def step(method: Method, catalogue, environment, state, start, key):
   else:
     played = _play(method, state.params, catalogue, environment, start, key)
     state, figures = learn(method, catalogue, state, state.params, played)
-  left = played.left
-  more = {
-    "reward": (played.per_item.sum(), left.size),
-    "left": (left.sum(), left.size),
-  }
-  return state, {**figures, **more}
+  seen = sessions.figures(played.per_item, played.left)
+  return state, {**figures, **seen}
 
 
 def run(setting: SessionRun) -> SessionRun:
@@ -408,20 +404,13 @@ def _fit(setting: SessionRun) -> None:
   schedule = keeping.longer(train, config.replay.updates) if again else train
   tx = states.optimizer(schedule, tuple(params))
   method = make_method(setting, tx)
-  own = jax.tree_util.Partial(
-    functools.partial(step, method),
-    setting.catalogue,
-    setting.environment("train"),
-  )
-  batches = fitting.local_batches(setting, train.batch_size, STAGE)
   if again:
     play = functools.partial(_by_user, method)
     state = keeping.begin(setting, play, params, tx)
   else:
     state = states.create(params, tx)
-  fitting.fit(
-    setting, STAGE, state, own, batches, train, watch(setting), since=1
-  )
+  own = functools.partial(step, method)
+  sessions.fit(setting, STAGE, own, state, watch(setting))
 
 
 def init(setting: SessionRun):

@@ -85,12 +85,8 @@ def step(method: Method, catalogue, environment, state, start, key):
   )
   loss = lambda params: cross_entropy(policy, params, catalogue, played)
   state, figures = states.step_on(state, loss, method.tx, method.decay)
-  left = played.left
-  more = {
-    "reward": (played.per_item.sum(), left.size),
-    "left": (left.sum(), left.size),
-  }
-  return state, {**figures, **more}
+  seen = sessions.figures(played.per_item, played.left)
+  return state, {**figures, **seen}
 
 
 def run(setting: SessionRun) -> SessionRun:
@@ -125,15 +121,9 @@ def _fit(setting: SessionRun) -> None:
   params = init(setting.key("policy"), setting.catalogue, request)
   tx = states.optimizer(train)
   method = Method(policy, config.session.turns, tx, train.ema)
-  own = jax.tree_util.Partial(
-    functools.partial(step, method),
-    setting.catalogue,
-    setting.environment("train"),
-  )
-  batches = fitting.local_batches(setting, train.batch_size, STAGE)
+  own = functools.partial(step, method)
   watch = sessions.watch(setting, sessions.greedy(setting))
-  state = states.create(params, tx)
-  fitting.fit(setting, STAGE, state, own, batches, train, watch, since=1)
+  sessions.fit(setting, STAGE, own, states.create(params, tx), watch)
 
 
 def systems(setting: SessionRun) -> dict[str, tuple[sessions.Act, Any]]:
