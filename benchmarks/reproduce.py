@@ -226,7 +226,7 @@ TABLES = {
     "vstar",
   ),
   "world_degre": Table(
-    "DeGRe and its ablations, default world", "", WORLD, _degre(5, 3), "degre"
+    "DeGRe and its ablations, default world", "", WORLD, _degre(5, 5), "degre"
   ),
   "kuairand_degre": Table(
     "DeGRe, KuaiRand-Pure by value",
