@@ -8,7 +8,7 @@ from benchmarks import sessions as benchmark
 from configs import supervised
 from rerank_rl.config import ConfigError
 from rerank_rl.decoding import sample
-from rerank_rl.training import mesh, session_pipeline, tasks
+from rerank_rl.training import mesh, session_pipeline
 from rerank_rl.training import session as sessions
 from rerank_rl.training.stages import supervised as stage
 from rerank_rl.training.stages import tokenize
@@ -25,8 +25,13 @@ def _begin(config, folder):
 
 
 def test_it_is_as_good_as_greed_for_clicks(tmp_path):
-  """Where greed has half of the optimum; a fifth of the config's steps."""
-  fewer = {"rl_train.steps": 100, "rl_train.eval_every": 100}
+  """Where greed has half of the optimum; a tenth of the config's steps."""
+  fewer = {
+    "rl_train.steps": 50,
+    "rl_train.eval_every": 50,
+    "rl_train.warmup_steps": 5,
+    "policy.dim": 16,
+  }
   setting = _begin(_config("trust", fewer), tmp_path)
   found = benchmark.greedy_shares(session_pipeline.learn(setting))
   assert found["myopic"] < 0.7
@@ -63,13 +68,6 @@ def test_each_item_shown_is_a_label_under_what_stands_above_it(tmp_path):
         clicks += clicked
   assert found[1] == 3 * 4 * policy.slots and 0 < clicks < found[1]
   np.testing.assert_allclose(found[0], total, rtol=1e-5)
-
-
-def test_the_report_names_it(tmp_path):
-  config = _config("", toys.SESSIONS)
-  rows = tasks.of(config).run(config, tmp_path, tmp_path, "command")
-  found = [row["system"] for row in rows]
-  assert found == ["random", "ranker_order", "supervised"]
 
 
 def test_heads_without_one_score_an_item_are_refused():
