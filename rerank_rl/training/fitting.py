@@ -85,11 +85,6 @@ def run(
   )
 
 
-def before(setting: Run, stage: str) -> dict:
-  """The identities of all stages but this one: those that came before."""
-  return {k: own for k, own in setting.identity.items() if k != stage}
-
-
 def local_batches(setting: Run, batch_size: int, stage: str, rows: Any = None):
   """This process's shuffled batches, in the stage's own order.
 

@@ -313,6 +313,36 @@ def watch(setting: SessionRun, act: Act, part: str = ""):
   return evaluate, (SELECT, True)
 
 
+def run(
+  setting: SessionRun,
+  stage: str,
+  fit: Callable[[SessionRun], None],
+  *parts: Any,
+) -> SessionRun:
+  """`fitting.run` of what all stages learn that learn the run's system.
+
+  Args:
+    setting: the run's.
+    stage: whose artifact it is.
+    fit: leaves the artifact where it is missing.
+    *parts: what it depends on besides the stages before, the policy's and the
+      sessions' numbers.
+  """
+  config = setting.config
+  before = {k: own for k, own in setting.identity.items() if k != stage}
+  return fitting.run(
+    setting,
+    stage,
+    config.name,
+    fit,
+    before,
+    config.policy,
+    *parts,
+    config.rl_train,
+    config.session,
+  )
+
+
 def fit(setting: SessionRun, stage: str, step, state, watch) -> None:
   """Fits what a stage learns from users, and keeps it.
 

@@ -133,17 +133,7 @@ def run(setting: SessionRun) -> SessionRun:
   """
   config = setting.config
   check(config)
-  return fitting.run(
-    setting,
-    STAGE,
-    config.name,
-    _fit,
-    fitting.before(setting, STAGE),
-    config.policy,
-    config.goals,
-    config.rl_train,
-    config.session,
-  )
+  return sessions.run(setting, STAGE, _fit, config.goals)
 
 
 def _fit(setting: SessionRun) -> None:

@@ -12,7 +12,6 @@ from rerank_rl.rl.agents import Agent
 from rerank_rl.rl.objectives import Loss
 from rerank_rl.rl.replay import Ring, Transition
 from rerank_rl.simulation import session as simulation
-from rerank_rl.training import fitting
 from rerank_rl.training import replay as keeping
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
@@ -169,17 +168,7 @@ def run(setting: SessionRun) -> SessionRun:
   """
   config = setting.config
   check(config)
-  return fitting.run(
-    setting,
-    STAGE,
-    config.name,
-    _fit,
-    fitting.before(setting, STAGE),
-    config.policy,
-    config.replay,
-    config.rl_train,
-    config.session,
-  )
+  return sessions.run(setting, STAGE, _fit, config.replay)
 
 
 def agent_of(setting: SessionRun) -> Agent:

@@ -27,7 +27,6 @@ from rerank_rl.rl import (
   values,
 )
 from rerank_rl.simulation import session as simulation
-from rerank_rl.training import fitting
 from rerank_rl.training import replay as keeping
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
@@ -316,15 +315,19 @@ def _play(method: Method, params, catalogue, environment, start, key):
   )
 
 
+def _turned(played: simulation.Turns) -> simulation.Turns:
+  """[turns, B, ...] as [B, turns, ...], and back."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1), played)
+
+
 def _by_user(method: Method, *args):
-  """The same, [B, turns, ...]: what replay keeps and draws is sessions."""
-  return jax.tree.map(lambda x: x.swapaxes(0, 1), _play(method, *args))
+  """The same by user: what replay keeps and draws is sessions."""
+  return _turned(_play(method, *args))
 
 
 def _again(method: Method, catalogue, users: int, ring, state, key):
   """One gradient step on sessions drawn from the ring."""
-  drawn = replay.draw(ring, key, users)
-  played = jax.tree.map(lambda x: x.swapaxes(0, 1), drawn)
+  played = _turned(replay.draw(ring, key, users))
   return learn(method, catalogue, state, state.target, played)
 
 
@@ -368,18 +371,8 @@ def run(setting: SessionRun) -> SessionRun:
   """
   config = setting.config
   check(config)
-  return fitting.run(
-    setting,
-    STAGE,
-    config.name,
-    _fit,
-    fitting.before(setting, STAGE),
-    config.policy,
-    config.rl,
-    config.rl_train,
-    config.session,
-    config.replay,
-    config.critic.decay,
+  return sessions.run(
+    setting, STAGE, _fit, config.rl, config.replay, config.critic.decay
   )
 
 

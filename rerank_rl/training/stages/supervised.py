@@ -16,7 +16,6 @@ from rerank_rl.decoding import sample
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl.objectives import Loss
 from rerank_rl.simulation.session import Turns
-from rerank_rl.training import fitting
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.session import SessionRun
@@ -98,18 +97,8 @@ def run(setting: SessionRun) -> SessionRun:
   Returns:
     With `params[config.name]`, the policy's.
   """
-  config = setting.config
-  check(config)
-  return fitting.run(
-    setting,
-    STAGE,
-    config.name,
-    _fit,
-    fitting.before(setting, STAGE),
-    config.policy,
-    config.rl_train,
-    config.session,
-  )
+  check(setting.config)
+  return sessions.run(setting, STAGE, _fit)
 
 
 def _fit(setting: SessionRun) -> None:
