@@ -149,6 +149,37 @@ def test_a_slate_weighs_what_todays_policy_makes_of_it(tmp_path):
   assert (ratio < 0.99 * clip).any() and (ratio > 1.01 * clip).any()
 
 
+def test_of_the_target_only_the_critic_is_read(tmp_path):
+  """It reads today's policy, with whose prompt the expected token is found."""
+  config = toys.frozen(
+    hsrl.get_config(""), SMALL | AGAIN | {"policy.head": "global"}
+  )
+  setting = tokenize.run(_begin(config, tmp_path))
+  method = session_stage.make_method(setting, optax.sgd(0.1))
+  rng = np.random.default_rng(0)
+  noise = lambda x: x + 0.1 * rng.normal(size=x.shape)
+  # A fresh critic says 0 of all.
+  params = jax.tree.map(noise, session_stage.init(setting))
+  other = jax.tree.map(noise, params)
+  state = states.create(params, method.tx)
+  start = jax.tree.map(lambda x: x[:8], setting.dataset.splits["train"])
+  law, key = setting.environment("train"), jax.random.key(1)
+  play = jax.jit(sessions.play, static_argnums=(0, 1))
+  played = play(
+    method.policy, 2, params["policy"], setting.catalogue, law, start, key
+  )
+  step = jax.jit(session_stage.learn, static_argnums=0)
+  learn = lambda target: (
+    step(method, setting.catalogue, state, target, played)[0].params
+  )
+  want = learn(params)
+  found = learn(params | {"policy": other["policy"]})
+  jax.tree.map(np.testing.assert_array_equal, found, want)
+  moved = learn(params | {"critic": other["critic"]})
+  far = jax.tree.map(lambda x, y: jnp.abs(x - y).max(), moved, want)
+  assert max(jax.tree.leaves(far["critic"])) > 1e-4
+
+
 def test_what_the_policy_would_not_show_now_is_not_looked_through():
   """A slate of weight 0 cuts what follows it; none counts more than once."""
   played = simulation.Turns(

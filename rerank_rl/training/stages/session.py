@@ -236,7 +236,8 @@ def learn(method: Method, catalogue, state, target, played: simulation.Turns):
     method: static parts.
     catalogue: the Catalogue.
     state: TrainState of {"policy", "critic"}.
-    target: parameters whose critic says what comes after a slate.
+    target: parameters whose critic says what comes after a slate; it reads
+      the policy that learns, as `prepare` did.
     played: by the policy, or by what it once was.
 
   Returns:
@@ -263,8 +264,9 @@ def learn(method: Method, catalogue, state, target, played: simulation.Turns):
     value = state_value(method, params, catalogue, request, game)
     weight = importance(method, tree, scores)
     end = sample.prepare(policy, own, catalogue, last)
-    met = state_value(method, target, catalogue, request, game)
-    beyond = state_value(method, target, catalogue, last, end)
+    trusted = {"policy": own, "critic": target["critic"]}
+    met = state_value(method, trusted, catalogue, request, game)
+    beyond = state_value(method, trusted, catalogue, last, end)
     outcome = jax.tree.map(
       flat, outcome_of(method, played, by_turn(met), beyond, by_turn(weight))
     )
