@@ -309,6 +309,12 @@ def test_dqn_looks_beyond_clicks(tmp_path):
       {"session.replay": True, "stages": ("tokenizer", "session")},
       "reinforce.*use clipped",
     ),
+    ({"session.replay": True}, "config.session.replay=True has no effect"),
+    (
+      {"session.difference": "disentangled", "policy.head": "pointer"}
+      | {"stages": ("tokenizer", "supervised")},
+      "config.session.difference='disentangled' has no effect",
+    ),
     ({"replay.tau": 0.0}, "config.replay.tau=0.0"),
     ({"replay.epsilon": 0.0}, "config.replay.epsilon=0.0"),
     ({"rl_train.warmup_steps": 500}, "config.rl_train.warmup_steps=500"),

@@ -34,8 +34,9 @@ _BEYOND, _TRIED = 1.5, 64
 
 
 def check(config: Config) -> None:
-  """Raises ConfigError: a head that reads no goal, numbers out of range."""
+  """Raises ConfigError: a head that reads no goal, parts that nobody reads."""
   check_choice(config.policy.head, GOAL_HEADS, "config.policy.head")
+  sessions.refuse(config, "replay", "difference")
   states.check(config.rl_train, "config.rl_train")
 
 

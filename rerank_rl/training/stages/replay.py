@@ -40,6 +40,7 @@ def check(config: Config) -> None:
   check_choice(
     config.session.difference, DIFFERENCE, "config.session.difference"
   )
+  sessions.refuse(config, "replay")
   states.check(config.rl_train, "config.rl_train")
 
 

@@ -33,8 +33,9 @@ class Method(NamedTuple):
 
 
 def check(config: Config) -> None:
-  """Raises ConfigError: a head that has no one score for an item."""
+  """Raises ConfigError: a head without a score an item, parts unread."""
   check_choice(config.policy.head, ("pointer",), "config.policy.head")
+  sessions.refuse(config, "replay", "difference")
   states.check(config.rl_train, "config.rl_train")
 
 
