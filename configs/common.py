@@ -189,14 +189,18 @@ def build(
     A ConfigDict; flags may change it further.
 
   Raises:
-    ValueError: an unknown variant.
+    ValueError: an unknown variant, or two data sets.
   """
   config = ConfigDict(dataclasses.asdict(Config()), convert_dict=True)
   # None may become a number, by a flag too, and () a longer tuple.
   config.world.seed = config_dict.placeholder(int)
   config.data = ConfigDict(config.data, type_safe=False)
   _update(config, changes)
-  for name in filter(None, variant.split(",")):
+  names = [name for name in variant.split(",") if name]
+  data = [name for name in names if "data.name" in VARIANTS.get(name, ())]
+  if len(set(data)) > 1:
+    raise ValueError(f"variants {' and '.join(data)} are data sets; take one.")
+  for name in names:
     if name not in VARIANTS:
       raise ValueError(
         f"variant {name!r} is unknown; choose from {', '.join(VARIANTS)}."

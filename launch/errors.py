@@ -31,12 +31,23 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
   except Exception as error:
-    # A traceback inside the message ends with what went wrong.
-    _leave(str(error).strip().split("\n")[-1])
+    _leave(_reason(error, argv))
   if flags.FLAGS.help:
     print(flags.FLAGS.main_module_help())
     sys.exit(0)
   return rest
+
+
+def _reason(error: Exception, argv: list[str]) -> str:
+  """What went wrong while flags were parsed."""
+  if isinstance(error, (AttributeError, KeyError)):
+    # ml_collections names no more than the end of the field's path.
+    path = str(error).rpartition(": ")[2].strip("\"'")
+    for flag in argv:
+      if f".{path}" in flag.partition("=")[0]:
+        return f"{flag}: there is no such field; rerank_rl/config.py has all."
+  # A traceback inside the message ends with what went wrong.
+  return str(error).strip().split("\n")[-1]
 
 
 def _leave(text: str):

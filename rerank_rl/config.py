@@ -10,22 +10,24 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
+import typing
 from typing import Any
 
-
-def _within(default: Any, low: float, high: float = math.inf) -> Any:
-  """A field whose value must be in [low, high]."""
-  return dataclasses.field(default=default, metadata={"low": low, "high": high})
-
-
 _TINY = 1e-12  # The least value of what must be positive.
+_HUGE = sys.float_info.max  # The highest value of what must be finite.
+
+
+def _within(default: Any, low: float, high: float = _HUGE) -> Any:
+  """A field whose value, or each of whose values, must be in [low, high]."""
+  return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
   """The synthetic world (docs/data.md). `seed=None` means `config.seed`."""
 
-  seed: int | None = None
+  seed: int | None = _within(None, 0)
   num_items: int = _within(2000, 1)
   num_candidates: int = _within(50, 1)
   slate_size: int = _within(6, 1)
@@ -52,7 +54,8 @@ class DataConfig:
   name: str = "world"
   path: str = ""
   feedback: str = "logged"  # logged | shuffled | constant (training only)
-  weights: tuple[float, ...] = ()  # Utility of each signal; () = data's own.
+  # Utility of each signal; () = data's own.
+  weights: tuple[float, ...] = _within((), -_HUGE)
   # Of each split, evenly spaced in its order (time); 0 = all.
   max_rows: int = _within(0, 0)
 
@@ -139,7 +142,7 @@ class RLConfig:
   bonus: str = ""  # For exploring: "" | novelty | noise, its control.
   group: int = _within(8, 1)
   # Children of a node by depth, 1 beyond the end (explore=fixed_tree).
-  branching: tuple[int, ...] = (4, 1, 1, 2)
+  branching: tuple[int, ...] = _within((4, 1, 1, 2), 1)
   # Forward tokens a request without the prompt (explore=value_guided).
   budget: int = _within(136, 1)
   temperature: float = _within(1.0, _TINY)
@@ -303,7 +306,7 @@ def freeze(tree: Mapping[str, Any], kind: type = Config, at: str = "config"):
     ConfigError: an unknown field or a value of the wrong type.
   """
   fields = {f.name: f for f in dataclasses.fields(kind)}
-  default = kind()
+  hints, default = typing.get_type_hints(kind), kind()
   values = {}
   for name, value in tree.items():
     if name not in fields:
@@ -314,7 +317,7 @@ def freeze(tree: Mapping[str, Any], kind: type = Config, at: str = "config"):
     if dataclasses.is_dataclass(old):
       value = freeze(value, type(old), f"{at}.{name}")
     else:
-      value = _checked(value, old, f"{at}.{name}")
+      value = _checked(value, old, hints[name], f"{at}.{name}")
     values[name] = value
   made = kind(**values)
   check_bounds(made, at)
@@ -328,7 +331,7 @@ def check_choice(value: str, choices: Collection[str], at: str) -> None:
 
 
 def check_bounds(config: Any, at: str) -> None:
-  """Raises ConfigError where a number is out of its field's bounds, or NaN.
+  """Raises ConfigError where a number is out of its field's bounds.
 
   Args:
     config: one of the dataclasses above.
@@ -336,13 +339,23 @@ def check_bounds(config: Any, at: str) -> None:
   """
   for field in dataclasses.fields(config):
     value, bounds = getattr(config, field.name), field.metadata
-    if bounds and not bounds["low"] <= value <= bounds["high"]:
-      few = "above 0" if bounds["low"] == _TINY else f">= {bounds['low']}"
-      many = "" if bounds["high"] == math.inf else f" and <= {bounds['high']}"
-      raise ConfigError(f"{at}.{field.name}={value} must be {few}{many}.")
+    if not bounds or value is None:
+      continue
+    low, high = bounds["low"], bounds["high"]
+    for one in value if isinstance(value, tuple) else (value,):
+      if not low <= one <= high:
+        wanted = [
+          "above 0" if low == _TINY else f">= {low}" if low > -_HUGE else "",
+          f"<= {high}" if high < _HUGE else "",
+          "" if math.isfinite(one) else "finite",
+        ]
+        raise ConfigError(
+          f"{at}.{field.name}={value} must be "
+          f"{' and '.join(filter(None, wanted))}."
+        )
 
 
-def _checked(value: Any, old: Any, at: str) -> Any:
+def _checked(value: Any, old: Any, hint: Any, at: str) -> Any:
   """`value` in the type of the default `old`; None only where it was."""
   if old is None or value is None:
     if value is None and old is not None:
@@ -351,9 +364,12 @@ def _checked(value: Any, old: Any, at: str) -> Any:
       raise ConfigError(f"{at}={value!r} is not an integer or None.")
     return value
   if isinstance(old, tuple):
-    if isinstance(value, (list, tuple)):
-      return tuple(value)
-    raise ConfigError(f"{at}={value!r} is not a list.")
+    if not isinstance(value, (list, tuple)):
+      raise ConfigError(f"{at}={value!r} is not a list.")
+    each = typing.get_args(hint)[0]
+    return tuple(
+      _checked(x, each(), each, f"{at}[{i}]") for i, x in enumerate(value)
+    )
   if isinstance(old, bool) or isinstance(value, bool):
     if not (isinstance(old, bool) and isinstance(value, bool)):
       raise ConfigError(f"{at}={value!r} should be {type(old).__name__}.")

@@ -21,6 +21,7 @@ MISTAKES = (
   (("--config=README.md",), ()),
   ((MAIN + ":nosuch",), ("'nosuch' is unknown", "smoke")),
   ((MAIN + ":smoke,nosuch",), ("'nosuch' is unknown",)),
+  ((MAIN + ":kuairand_pure,movielens_1m",), ("kuairand_pure and movielens",)),
   ((MAIN + ":movielens_1m,oracle",), ("config.protocol='oracle'", "world")),
   *(
     ((MAIN, f"--config.{field}={value}"), (f"{field}={value}",))
@@ -33,6 +34,7 @@ MISTAKES = (
       ("rl.clip", "-1.0"),
       ("rl.clip", "nan"),
       ("rl.kl", "-0.1"),
+      ("rl.kl", "inf"),
       ("rl.entropy", "nan"),
       ("rl.temperature", "-1.0"),
       ("rl.temperature", "0.0"),
@@ -64,6 +66,7 @@ MISTAKES = (
       ("policy.dim", "63"),
       ("policy.layers", "-2"),
       ("policy.heads", "0"),
+      ("world.seed", "-1"),
       ("world.num_items", "0"),
       ("world.num_train", "0"),
       ("world.num_test", "-5"),
@@ -95,8 +98,14 @@ MISTAKES = (
       ("rl.reward", "foo"),
     )
   ),
-  ((MAIN, "--config.nosuch=1"), ("nosuch",)),
-  ((MAIN, "--config.rl.nosuch=1"), ("nosuch",)),
+  *(
+    ((MAIN, f"--config.{field}=1"), (f"{field}=1: there is no such field",))
+    for field in ("nosuch", "rl.nosuch", "nosuch.group", "rl.group.nosuch")
+  ),
+  ((MAIN, "--config.data.weights=('a',)"), ("data.weights[0]='a'", "float")),
+  ((MAIN, "--config.data.weights=(1e999,)"), ("(inf,) must be finite",)),
+  ((MAIN, "--config.rl.branching=(2.5,)"), ("branching[0]=2.5", "int")),
+  ((MAIN, "--config.rl.branching=(2,0)"), ("branching=(2, 0)", ">= 1")),
   ((MAIN, "--config.stages=('rl',)"), ("'rl' without 'sft'",)),
   ((MAIN, "--config.stages=('tokenizer','sft')"), ("'evaluators'",)),
   ((MAIN, "--config.stages=('sft','tokenizer')"), ("order",)),
