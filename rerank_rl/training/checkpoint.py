@@ -55,7 +55,12 @@ class Checkpoints:
   def __init__(self, folder: str | os.PathLike, keep: int = 2):
     """Opens (and creates) `folder`, which keeps the `keep` latest."""
     self._folder = pathlib.Path(folder).absolute()
-    context = ocp.Context()
+    # Devices that hold the same array share its writing: to cut up a small one
+    # costs each of them more than to write all of it.
+    saving = ocp.options.ArrayOptions.Saving(
+      min_slice_bytes_for_replica_parallel=1 << 20
+    )
+    context = ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="progress")
     context.checkpointables.registry = registry
