@@ -1,9 +1,8 @@
 """Value-guided search: the best node is branched first, under a budget.
 
 V-STAR's VED (arXiv 2602.10699). One token a request is fed at each step, in
-every request at once: either the walk in hand goes on greedily or, where a
-slate has just been completed, a new branch is begun at the node that is worth
-most. So no forward pass is idle, every branch ends in a slate, and the budget
+every request at once: either the walk in hand goes on or, where a slate has
+just been completed, a new branch is begun at the node that is worth most. So no forward pass is idle, every branch ends in a slate, and the budget
 is the number of steps.
 
 Letters: S steps (forward tokens a request), M = S + 1 nodes (node 0 is the
@@ -41,6 +40,7 @@ class Nodes(NamedTuple):
       not legal.
     worth: f32[B, M, N], values of its children.
     open: bool[B, M, N], legal children that no branch has taken.
+    onward: i32[B, M], the child that a walk goes on to.
     priority: f32[B, M], G(s) = V(s) + entropy * H(s).
     visits: i32[B, M], branches that it has begun.
     leaf: bool[B, M], whether its walk ended here.
@@ -53,6 +53,7 @@ class Nodes(NamedTuple):
   logp: Array
   worth: Array
   open: Array
+  onward: Array
   priority: Array
   visits: Array
   leaf: Array
@@ -69,6 +70,7 @@ def value_guided(
   trust: float = 0.01,
   rules: Sequence[legality.Rule] = (),
   leaves: int | None = None,
+  key: Array | None = None,
 ) -> TokenTree:
   """Grows a tree of whole slates, best node first.
 
@@ -82,8 +84,9 @@ def value_guided(
   branched: the one of largest U among those whose branch the budget can still
   complete. If no decisive node is left, any that can be completed will do. It
   is branched at the open child of largest log p + Q / trust, the best under a
-  policy held near the one that walks. The first walk is the policy's greedy
-  slate, and branches are completed greedily.
+  policy held near the one that walks. Without a key the first walk is the
+  policy's greedy slate, and branches are completed greedily; with one, walks
+  are drawn from the policy.
 
   Args:
     policy: pure functions.
@@ -97,6 +100,7 @@ def value_guided(
     rules: business rules.
     leaves: most slates, G, for who cannot take all that the budget allows;
       tokens are left over where cheap branches fill them.
+    key: of the walks that rollouts take, None for a search.
 
   Returns:
     A TokenTree; not iid; `log_q` is NaN. Leaves beyond those found are PAD.
@@ -116,6 +120,12 @@ def value_guided(
 
   look = functools.partial(_children, policy, params, value, game, rules)
 
+  def choose(i, logp):
+    if key is None:
+      return jnp.argmax(logp, -1).astype(jnp.int32)
+    drawn = jax.random.categorical(jax.random.fold_in(key, i), logp)
+    return drawn.astype(jnp.int32)
+
   def put(nodes, i, state, depth, placed, rank, path, alive, known):
     """The nodes with node i, where alive, and its children."""
     logp, worth, legal = look(state, placed, rank, depth)
@@ -131,6 +141,7 @@ def value_guided(
       logp=logp,
       worth=worth,
       open=legal & alive[:, None],
+      onward=choose(i, logp),
       priority=known - entropy * (p * logp).sum(-1),
       visits=jnp.zeros((B,), jnp.int32),
       leaf=alive & ((depth == T - 1) | ~legal.any(-1)),
@@ -147,10 +158,9 @@ def value_guided(
     node = jnp.where(ended, node, here)
     alive = ~ended | fits
     at = jax.tree.map(lambda x: x[row, node], nodes)
-    greedy = jnp.argmax(at.logp, -1)
     order = at.logp + at.worth / trust
     best = jnp.argmax(jnp.where(at.open, order, 2 * legality.NEGATIVE), -1)
-    rank = jnp.where(ended, best, greedy).astype(jnp.int32)
+    rank = jnp.where(ended, best, at.onward).astype(jnp.int32)
     seen = (at.path[:, :, None] == jnp.arange(S)[None, None]).any(1)
     seen |= jnp.arange(S)[None] == i
     state, cache = policy.step(
@@ -200,6 +210,7 @@ def value_guided(
     logp=number(N),
     worth=number(N),
     open=never(N),
+    onward=nothing(),
     priority=number(),
     visits=jnp.zeros((B, M), jnp.int32),
     leaf=never(),
@@ -277,7 +288,7 @@ def _as_tree(trie, nodes, token, logp, G) -> TokenTree:
   take = lambda x: prefix_lm.take(x, order)
   found, path, placed = take(nodes.leaf), take(nodes.path), take(nodes.placed)
   # The last token is chosen at the leaf's state: no forward.
-  last = jnp.argmax(take(nodes.logp), -1).astype(jnp.int32)
+  last = take(nodes.onward)
   ends = found & take(nodes.open).any(-1)
   own = S + jnp.arange(G, dtype=jnp.int32)[None]
   path = path.at[:, :, T - 1].set(jnp.where(ends, own, PAD))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from rerank_rl.decoding import legality, sample, tree, value_guided
 from rerank_rl.rl import learner
@@ -65,6 +66,51 @@ def test_the_least_budget_is_the_greedy_slate():
   np.testing.assert_array_equal(made.slate[:, 0], greedy)
   later, _ = _search(40)
   np.testing.assert_array_equal(later.slate[:, 0], greedy)
+
+
+def test_walks_with_a_key_are_drawn_from_the_policy():
+  """The first slate follows the policy's probabilities; chi-square."""
+  policy, params = toys.policy("global")
+  one = lambda x: x[:1]
+
+  @jax.jit
+  def search(params, key):
+    request = jax.tree.map(one, toys.request())
+    game = sample.prepare(policy, params, toys.catalogue(), request)
+    made = value_guided.value_guided(
+      policy, params, toys.value, game, 12, key=key
+    )
+    every = jnp.asarray(toys.every_slate())[None]
+    scores = learner.score_slates(policy, params, game, every)
+    return made.slate[0, 0], scores.logp.sum(-1)[0]
+
+  draws = 3000
+  keys = jax.random.split(jax.random.key(0), draws)
+  first, logp = jax.lax.map(lambda k: search(params, k), keys, batch_size=500)
+  expected = draws * np.exp(np.asarray(logp[0], np.float64))
+  index = {tuple(s): i for i, s in enumerate(toys.every_slate())}
+  found = np.bincount(
+    [index[tuple(s)] for s in np.asarray(first)], minlength=len(index)
+  )
+  often = expected >= 5
+  pool = lambda x: np.append(x[often], x[~often].sum())
+  seen, wanted = pool(found), pool(expected)
+  chi_square = (np.square(seen - wanted) / wanted).sum()
+  assert chi_square < stats.chi2.ppf(0.999, len(seen) - 1)
+
+
+def test_branches_of_drawn_walks_are_distinct_slates():
+  policy, params = toys.policy("global")
+  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+  key = jax.random.key(1)
+  made = value_guided.value_guided(
+    policy, params, toys.value, game, 40, key=key
+  )
+  for b in FULL:
+    slates = np.asarray(made.slate[b])
+    slates = slates[(slates != PAD).any(-1)]
+    assert len({tuple(s) for s in slates}) == len(slates) > 3
+  assert (_fed(made) <= 40).all()
 
 
 def test_a_budget_without_a_slate_is_refused():

@@ -46,10 +46,9 @@ def _fixed_tree(policy, params, critic, game, key, config):
 
 
 def _value_guided(policy, params, critic, game, key, config):
-  del key
   value = value_of(policy, critic)
   return value_guided.value_guided(
-    policy, params, value, game, config.budget, leaves=config.group
+    policy, params, value, game, config.budget, leaves=config.group, key=key
   )
 
 
