@@ -9,7 +9,8 @@ paper's credit does not do: with that one, a policy that has been cloned well
 gets worse (docs/results.md). It is had by
   --config.rl.credit=group+sibling --config.rl.biased_credit=True
 A request's 68 forward tokens are those of four slates drawn independently.
-Serving decodes greedily: search is for training alone.
+Serving decodes greedily: search is for training alone. On KuaiRand the walks
+of the search are drawn from the policy: from greedy ones it learns less.
 Variants: see configs/common.py.
 """
 
@@ -26,6 +27,9 @@ CHANGES = {
 }
 
 
+OWN = {"kuairand_pure": {"rl.walks": "drawn", "rl_train.patience": 0}}
+
+
 def get_config(variant: str = ""):
   """The default world, 50 -> 6."""
-  return common.build(CHANGES, variant)
+  return common.build(CHANGES, variant, OWN)

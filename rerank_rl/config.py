@@ -145,6 +145,7 @@ class RLConfig:
   branching: tuple[int, ...] = _within((4, 1, 1, 2), 1)
   # Forward tokens a request without the prompt (explore=value_guided).
   budget: int = _within(136, 1)
+  walks: str = "greedy"  # greedy | drawn (explore=value_guided).
   temperature: float = _within(1.0, _TINY)
   clip: float = _within(0.2, _TINY)
   epochs: int = _within(1, 1)  # Gradient steps on each batch of rollouts.

@@ -129,6 +129,7 @@ def test_mistakes_are_named(tree, words):
       },
       ("good", "evaluators"),
     ),
+    ({"rl.walks": "random"}, ("rl.walks='random'", "greedy, drawn")),
     ({"rl.credit": "group+blame"}, ("group+blame", "a sum")),
     ({"rl.objective": "uniform_q", "rl.credit": "group"}, ("centred with",)),
     ({"rl.explore": "fixed_tree"}, ("sibling with clipped", "biased_credit")),

@@ -47,8 +47,9 @@ def _fixed_tree(policy, params, critic, game, key, config):
 
 def _value_guided(policy, params, critic, game, key, config):
   value = value_of(policy, critic)
+  walks = key if config.walks == "drawn" else None
   return value_guided.value_guided(
-    policy, params, value, game, config.budget, leaves=config.group, key=key
+    policy, params, value, game, config.budget, leaves=config.group, key=walks
   )
 
 
@@ -59,6 +60,7 @@ EXPLORE = {
   "fixed_tree": _fixed_tree,
   "value_guided": _value_guided,
 }
+WALKS = ("greedy", "drawn")
 CREDIT = {
   "centred": credit.centred,
   "confined": credit.confined,
@@ -133,6 +135,7 @@ def check(config: Config) -> None:
     "explore": EXPLORE,
     "credit": CREDIT,
     "objective": OBJECTIVE,
+    "walks": WALKS,
   }
   for field, table in parts.items():
     value = getattr(rl, field)
