@@ -2,8 +2,9 @@
 
 V-STAR's VED (arXiv 2602.10699). One token a request is fed at each step, in
 every request at once: either the walk in hand goes on or, where a slate has
-just been completed, a new branch is begun at the node that is worth most. So no forward pass is idle, every branch ends in a slate, and the budget
-is the number of steps.
+just been completed, a new branch is begun at the node that is worth most. So no
+forward pass is idle, every branch ends in a slate, and the budget is the number
+of steps.
 
 Letters: S steps (forward tokens a request), M = S + 1 nodes (node 0 is the
 prompt, node i + 1 the token that step i fed), G <= S - T + 2 leaves.
