@@ -5,7 +5,7 @@ said in one sentence that names the file, the row and the field.
 """
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import csv
 import json
 import pathlib
@@ -63,7 +63,7 @@ def field_names(path: pathlib.Path) -> list[str]:
   except (pa.ArrowException, OSError) as error:
     kind = path.suffix[1:]
     fail(path, None, None, f"no readable {kind} file ({_line(error)})")
-  twice = [n for n, count in collections.Counter(names).items() if count > 1]
+  twice = _twice(names)
   if twice:
     fail(path, None, twice[0], "the column occurs twice; rename one")
   return names
@@ -139,7 +139,7 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(newline="", encoding="utf-8-sig") as source:
       lines = csv.reader(source, strict=True)
       header = next(lines, [])
-      twice = [n for n, c in collections.Counter(header).items() if c > 1]
+      twice = _twice(header)
       if twice:
         fail(path, None, twice[0], "the column occurs twice; rename one")
       for line in filter(None, lines):
@@ -157,6 +157,14 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     fail(path, number + 1, None, f"no readable csv in UTF-8 ({_line(error)})")
 
 
+def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object's fields, of which json itself would keep the last ones."""
+  twice = _twice(name for name, _ in pairs)
+  if twice:
+    raise ValueError(f"field {twice[0]!r} occurs twice; drop one")
+  return dict(pairs)
+
+
 def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """(row number, fields) of a file with one JSON object a line."""
   number, known = 0, {}
@@ -166,7 +174,7 @@ def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
           continue
         number += 1
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_record)
         if not isinstance(record, dict):
           fail(path, number, None, "the line is no JSON object; give {...}")
         known = known or record
@@ -185,6 +193,11 @@ _READERS: dict[str, Any] = {
   ".csv": _csv_rows,
   ".jsonl": _jsonl_rows,
 }
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+  """The names that are given more than once."""
+  return [name for name, n in collections.Counter(names).items() if n > 1]
 
 
 def _line(error: BaseException) -> str:

@@ -414,6 +414,7 @@ BROKEN = {
   "nothing.jsonl": (b"", ["no rows"]),
   "blank.jsonl": (b"\n\n", ["no rows"]),
   "cut.jsonl": (b'{"request_id": 1', ["row 1", "JSON"]),
+  "twice.jsonl": (b'{"a": 1, "b": 2, "a": 3}\n', ["row 1", "'a'", "twice"]),
   "array.jsonl": (b"[1]\n", ["row 1", "JSON object"]),
   "bytes.jsonl": (b'{"a": "\xff"}\n', ["JSON", "UTF-8"]),
   "deep.jsonl": (b"[" * 100_000, ["row 1", "JSON"]),
