@@ -38,6 +38,8 @@ class Request(struct.PyTreeNode):
     scores: f32[B, N], the upstream ranker's scores, 0 at PAD.
     size: i32[B], slots to fill, 1 <= size <= K.
     goal: f32[B, C] or None, objectives asked for (one prompt token).
+    so_far: f32[B, 2] or None, of a session: slates that the user has seen in
+      it, and how many slates' worth of slots he passed over. Critics read it.
   """
 
   user: Array
@@ -46,6 +48,7 @@ class Request(struct.PyTreeNode):
   scores: Array
   size: Array
   goal: Array | None = None
+  so_far: Array | None = None
 
 
 class Impression(struct.PyTreeNode):

@@ -123,7 +123,8 @@ def counting():
     del slate, key
     count, limit = state
     away = (count + 1 >= limit).astype(jnp.int32)
-    return (count + 1, limit), (count + 1)[None], away
+    answer = session.Answer((count + 1)[None], jnp.ones((1,), bool), away)
+    return (count + 1, limit), answer
 
   return session.Environment(
     session.as_is, lambda start, key: (jnp.float32(0), start), request, react

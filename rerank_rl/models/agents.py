@@ -37,12 +37,13 @@ class Reading(SemanticTokens, nn.Module):
     """The user's state f32[B, d]."""
     return self.descent.root(catalogue, request)
 
+  def known(self, catalogue, request):
+    """The same f32[B, d], of who knows how far the session is."""
+    return self.descent.known(catalogue, request)
+
   def items(self, catalogue, request):
     """The candidates f32[B, N, d], whoever looks at them."""
-    tokens = self.tokens_of(catalogue, request)
-    rows = jnp.maximum(request.candidates, 0)
-    features = catalogue.features[rows].astype(self.dtype)
-    return self.descent.embedded(tokens).sum(-2) + self.descent.about(features)
+    return self.descent.items(catalogue, request.candidates)
 
 
 class Head(nn.Module):
@@ -83,7 +84,7 @@ class StateValue(nn.Module):
 
   def state(self, catalogue, request):
     """V(s) f32[B]."""
-    return self.whole(self.reading.user(catalogue, request))
+    return self.whole(self.reading.known(catalogue, request))
 
 
 class ItemValues(StateValue):
@@ -105,7 +106,7 @@ class ItemValues(StateValue):
   def __call__(self, catalogue, request):
     """Q(s, i) f32[B, N] of the candidates."""
     items = self.reading.items(catalogue, request)
-    user = self.reading.user(catalogue, request)[:, None]
+    user = self.reading.known(catalogue, request)[:, None]
     user = jnp.broadcast_to(user, items.shape)
     own = self.one(jnp.concatenate([user, items, user * items], axis=-1))
     return own + self.unit * self.prior * request.scores
@@ -177,7 +178,7 @@ class PointCritic(StateValue):
 
   def __call__(self, catalogue, request, point):
     """Q(s, z) f32[B] of points f32[B, D]."""
-    user = self.reading.user(catalogue, request)
+    user = self.reading.known(catalogue, request)
     return self.pair(jnp.concatenate([user, point.astype(user.dtype)], -1))
 
   def pooled(self, catalogue, request, slate):

@@ -24,6 +24,7 @@ from rerank_rl.models.transformer import Transformer
 from rerank_rl.types import PAD
 
 _UNUSED = -1e9  # The logit of a code that no item has.
+SLATES = 10.0  # Of a session, that networks count as one.
 
 
 class Descent(nn.Module):
@@ -43,6 +44,7 @@ class Descent(nn.Module):
     self.about = dense(c.dim, name="about")
     self.start = self.param("start", table, (c.dim,), dtype)
     self.user = dense(c.dim, name="user")
+    self.told = dense(c.dim, name="told")
     self.body = Transformer(c.dim, c.layers, c.heads, dtype)
     self.norms = [
       nn.LayerNorm(dtype=dtype, param_dtype=dtype, name=f"norm_{level}")
@@ -53,12 +55,16 @@ class Descent(nn.Module):
     """Embeddings f32[..., L, d] of the codes i32[..., L] of semantic IDs."""
     return self.sid[jnp.arange(self.sizes.levels), tokens]
 
+  def items(self, catalogue, rows):
+    """Embeddings f32[..., d] of catalogue rows i32[...]."""
+    safe = jnp.maximum(rows, 0)
+    codes = self.embedded(catalogue.sids[safe]).sum(-2)
+    return codes + self.about(catalogue.features[safe].astype(self.dtype))
+
   def root(self, catalogue, request):
     """c_0 f32[B, d]: the history read causally, then the user himself."""
     B, H = request.history.shape
-    safe = jnp.maximum(request.history, 0)
-    past = self.embedded(catalogue.sids[safe]).sum(-2)
-    past += self.about(catalogue.features[safe].astype(self.dtype))
+    past = self.items(catalogue, request.history)
     user = jnp.broadcast_to(self.start, (B, self.start.shape[0]))
     if request.user.shape[-1]:
       user = user + self.user(request.user.astype(self.dtype))
@@ -69,6 +75,13 @@ class Descent(nn.Module):
     causal = jnp.tril(jnp.ones((H + 1, H + 1), bool))
     x, _ = self.body.encode(x, causal[None] & real[:, None], since=H)
     return x[:, 0]
+
+  def known(self, catalogue, request):
+    """`root` of who also knows how far the session is: critics do."""
+    root = self.root(catalogue, request)
+    if request.so_far is None:
+      return root
+    return root + self.told(request.so_far.astype(self.dtype) / SLATES)
 
   def after(self, state, embedding, level):
     """c_{l+1} f32[..., d] from c_l and the embedding of level l's token."""
@@ -183,8 +196,9 @@ class LevelCritic(SemanticTokens, nn.Module):
     V(s) = sum_l softmax(w)_l v_l(c_l)   with c_l along expected tokens,
 
   the weights w learnt; and at each token of a slate v_l(c_l) along the
-  tokens chosen so far in its slot. It has a walk of its own, so that values
-  and the policy do not pull at one another, and sees no later token.
+  tokens chosen so far in its slot, which begin from what the user said to the
+  slots above. It has a walk of its own, so that values and the policy do not
+  pull at one another, and sees no later token.
 
   Attributes:
     config: widths.
@@ -211,6 +225,8 @@ class LevelCritic(SemanticTokens, nn.Module):
       dense(1, kernel_init=none, name=f"down_{level}") for level in each
     ]
     self.mix = self.param("mix", none, (sizes.levels + 1,), dtype)
+    self.liked = dense(c.dim, name="liked")
+    self.passed = dense(c.dim, name="passed")
 
   def _values(self, states):
     """v_l f32[..., L + 1] of the states f32[..., L + 1, d] of a walk."""
@@ -223,7 +239,7 @@ class LevelCritic(SemanticTokens, nn.Module):
   def initialise(self, catalogue, request, share, slate):
     """Touches every parameter; only for `init`."""
     self.state(catalogue, request, share)
-    self.prefixes(catalogue, request, slate)
+    self.prefixes(catalogue, request, slate, slate > 0)
 
   def state(self, catalogue, request, share):
     """V(s) f32[B] of requests.
@@ -234,27 +250,34 @@ class LevelCritic(SemanticTokens, nn.Module):
       share: f32[B, N], the policy's probability of each candidate as the
         first item: its mean of tokens' embeddings is the expected token's.
     """
-    root = self.descent.root(catalogue, request)
+    root = self.descent.known(catalogue, request)
     every = self.descent.embedded(self.tokens_of(catalogue, request))
     expected = jnp.einsum("bn,bnld->bld", share, every)
     states = self.descent.walk(root + self.slot[:1], expected)
     return self._values(states) @ jax.nn.softmax(self.mix)
 
-  def prefixes(self, catalogue, request, slate):
-    """Values f32[B, G, K, L] of the states that choose slates' tokens.
+  def prefixes(self, catalogue, request, slate, clicked):
+    """Values f32[B, K, L] of the states that choose slates' tokens.
+
+    A slot's states know how the user answered to the slots above it, which no
+    choice of its own changes.
 
     Args:
       catalogue: the Catalogue.
       request: the Request.
-      slate: i32[B, G, K], positions, PAD where empty.
+      slate: i32[B, K], positions, PAD where empty.
+      clicked: bool[B, K], his answers.
     """
-    L = self.sizes.levels
-    B, G, K = slate.shape
-    root = self.descent.root(catalogue, request)
-    tokens = self.tokens_of(catalogue, request)
-    own = take(tokens, jnp.maximum(slate, 0).reshape(B, G * K))
-    own = self.descent.embedded(own).reshape(B, G, K, L, -1)
-    start = root[:, None, None] + self.slot[None, None]
-    start = jnp.broadcast_to(start, (B, G, K, start.shape[-1]))
+    place = jnp.maximum(slate, 0)
+    rows = jnp.take_along_axis(request.candidates, place, axis=1)
+    items = self.descent.items(catalogue, rows)
+    answered = jnp.where(
+      clicked[..., None], self.liked(items), self.passed(items)
+    )
+    before = jnp.pad(answered, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    above = jnp.cumsum(before, axis=1)
+    root = self.descent.known(catalogue, request)
+    start = root[:, None] + self.slot[None] + above
+    own = self.descent.embedded(catalogue.sids[jnp.maximum(rows, 0)])
     values = self._values(self.descent.walk(start, own))
-    return values[..., :L]
+    return values[..., : self.sizes.levels]

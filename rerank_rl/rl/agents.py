@@ -69,7 +69,7 @@ def _of_slate(values: Array, slate: Array) -> Array:
 
 def _no_loss(params, catalogue, transition: Transition) -> Array:
   del params, catalogue
-  return jnp.zeros(transition.left.shape)
+  return jnp.zeros(transition.answer.left.shape)
 
 
 def dqn(
@@ -200,7 +200,7 @@ class _Points(NamedTuple):
     logits = jnp.asarray(
       self.actor.apply(own, catalogue, request, shown, method="clicks")
     )
-    clicked = (transition.per_item > 0).astype(logits.dtype)
+    clicked = transition.answer.clicked.astype(logits.dtype)
     error = optax.sigmoid_binary_cross_entropy(logits, clicked).mean(-1)
     return self.config.clicks * error - worth / self.critic.unit
 

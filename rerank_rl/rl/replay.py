@@ -6,6 +6,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from rerank_rl.simulation.session import Answer
 from rerank_rl.types import Array, Request
 
 
@@ -31,15 +32,13 @@ class Transition(struct.PyTreeNode):
   Attributes:
     request: the Request before it, leading dimension B.
     move: the Move.
-    per_item: f32[B, K], each slot's reward.
-    left: bool[B], whether the user left after it.
+    answer: the user's Answer.
     after: the same user's Request after it, also where he left.
   """
 
   request: Request
   move: Move
-  per_item: Array
-  left: Array
+  answer: Answer
   after: Request
 
 

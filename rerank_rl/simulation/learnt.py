@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from rerank_rl.config import SessionConfig, WorldConfig
 from rerank_rl.models.response import Memory, ResponseModel
 from rerank_rl.simulation.session import (
+  Answer,
   Environment,
   appended,
   days_away,
   patience_left,
   pleased,
+  so_far,
   wearied,
 )
 from rerank_rl.types import PAD, Array, Impression, Request
@@ -232,6 +234,7 @@ def _request(law: Learnt, state: Visitor) -> Request:
     candidates=candidates,
     scores=scores,
     size=jnp.int32(law.model.slots),
+    so_far=so_far(state.turn, state.pleasure),
   )
 
 
@@ -262,7 +265,7 @@ def _react(law: Learnt, state: Visitor, slate: Array, key: Array):
     turn=turn,
   )
   away = days_away(law.config, patience, pleasure, day_key)
-  return after, per_item, away
+  return after, Answer(per_item, clicked, away)
 
 
 def _leaning(taste: Array, vectors: Array, clicked: Array) -> Array:

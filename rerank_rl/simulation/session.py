@@ -25,8 +25,8 @@ class Environment(NamedTuple):
       once however many sessions he has.
     begin: (met, key) -> state, a session's first.
     request: (state) -> Request without leading dimension.
-    react: (state, slate i32[K] of positions, key) -> (the state after it,
-      per_item f32[K], away i32[]): days until he returns, 0 while he stays.
+    react: (state, slate i32[K] of positions, key) -> (the state after it, an
+      Answer without leading dimension).
   """
 
   meet: Callable
@@ -35,28 +35,49 @@ class Environment(NamedTuple):
   react: Callable
 
 
+class Answer(struct.PyTreeNode):
+  """What B users did with a slate each.
+
+  Attributes:
+    per_item: f32[B, K], each slot's reward.
+    clicked: bool[B, K], the slots that he did not pass over.
+    away: i32[B], days that he stays away after it; 0 where he does not leave.
+  """
+
+  per_item: Array
+  clicked: Array
+  away: Array
+
+  @property
+  def left(self) -> Array:
+    """bool[B], whether he left after it."""
+    return self.away > 0
+
+
 class Turns(struct.PyTreeNode):
   """What B users did in `turns` turns; leading dimensions [turns, B].
 
   Attributes:
     request: the Request before each slate.
     after: the same user's Request after it, also where he left.
-    per_item: f32[turns, B, K], each slot's reward.
-    away: i32[turns, B], days that he stays away after this slate; 0 where he
-      does not leave.
+    answer: the Answer to it.
     record: what `act` noted of each turn.
   """
 
   request: Request
   after: Request
-  per_item: Array
-  away: Array
+  answer: Answer
   record: Any
 
   @property
   def left(self) -> Array:
     """bool[turns, B], whether he left after this slate."""
-    return self.away > 0
+    return self.answer.left
+
+  @property
+  def per_item(self) -> Array:
+    """f32[turns, B, K], each slot's reward."""
+    return self.answer.per_item
 
 
 def play(
@@ -88,14 +109,13 @@ def play(
     now = request(state)
     slate, record = act(now, act_key)
     keys = jax.random.split(react_key, B)
-    state, per_item, away = jax.vmap(environment.react)(state, slate, keys)
+    state, answer = jax.vmap(environment.react)(state, slate, keys)
     fresh = begin(met, jax.random.split(begin_key, B))
-    left = away > 0
     chosen = lambda new, old: jnp.where(
-      left.reshape(left.shape + (1,) * (old.ndim - 1)), new, old
+      answer.left.reshape(B, *(1,) * (old.ndim - 1)), new, old
     )
     following = jax.tree.map(chosen, fresh, state)
-    return following, Turns(now, request(state), per_item, away, record)
+    return following, Turns(now, request(state), answer, record)
 
   first, rest = jax.random.split(key)
   state = begin(met, jax.random.split(first, B))
@@ -133,7 +153,7 @@ def totals(played: Turns, gamma: float) -> dict[str, Array]:
     "total_reward": total,
     "discounted_reward": (discount[:, None] * reward).sum(0),
     "slate_reward": total / here.sum(0),
-    "return_days": (here * played.away).sum(0).astype(total.dtype),
+    "return_days": (here * played.answer.away).sum(0).astype(total.dtype),
   }
 
 
@@ -158,6 +178,11 @@ def pleased(pleasure: Array, turn: Array, clicked: Array) -> Array:
     clicked: bool[K].
   """
   return pleasure + (clicked.mean() - pleasure) / turn
+
+
+def so_far(turn: Array, pleasure: Array) -> Array:
+  """`Request.so_far` f32[2] after `turn` slates, a share of slots clicked."""
+  return jnp.stack([turn, turn * (1 - pleasure)])
 
 
 def wearied(config: SessionConfig, weary: Array, shown: Array) -> Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rerank_rl.config import SessionConfig
 from rerank_rl.simulation.session import (
+  Answer,
   Environment,
   appended,
   as_is,
@@ -15,6 +16,7 @@ from rerank_rl.simulation.session import (
   patience_left,
   play,
   pleased,
+  so_far,
   wearied,
 )
 from rerank_rl.types import PAD, Array, Impression, Request
@@ -44,7 +46,8 @@ def _trust_react(world, level, slate, key):
   # Candidates are all items in their order: positions are items.
   level, clicked, left = trust.react(world, level, slate, key)
   # How long he stays away is no part of what is solved.
-  return level, clicked.astype(jnp.float32), left.astype(jnp.int32)
+  away = left.astype(jnp.int32)
+  return level, Answer(clicked.astype(jnp.float32), clicked, away)
 
 
 class Tiring(struct.PyTreeNode):
@@ -137,6 +140,7 @@ def _request(law: Tiring, state: Patience) -> Request:
     candidates=state.candidates,
     scores=state.scores,
     size=jnp.int32(law.world.config.slate_size),
+    so_far=so_far(state.turn, state.pleasure),
   )
 
 
@@ -166,7 +170,7 @@ def _react(law: Tiring, state: Patience, slate: Array, key: Array):
   )
   per_item = jnp.where(clicked, 1, -config.cost) / K
   away = days_away(config, patience, pleasure, day_key)
-  return after, per_item, away
+  return after, Answer(per_item, clicked, away)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -212,8 +216,7 @@ def logged(
   return Impression(
     request=request.replace(user=jnp.concatenate([lately, rest], 1)),
     slate=one(slate),
-    # Only what is clicked is worth more than nothing.
-    feedback=(one(out.per_item) > 0).astype(propensity.dtype)[..., None],
+    feedback=one(out.answer.clicked).astype(propensity.dtype)[..., None],
     propensity=one(propensity),
     hidden=start.hidden,
   )

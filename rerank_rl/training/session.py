@@ -372,14 +372,10 @@ def fit(setting: SessionRun, stage: str, step, state, watch) -> None:
   fitting.fit(setting, stage, state, own, batches, train, watch, since=1)
 
 
-def figures(per_item: Array, left: Array) -> dict[str, tuple[Array, int]]:
-  """What users were worth and how many left, as (sum, count).
-
-  Args:
-    per_item: f32[..., K], each slot's reward.
-    left: bool[...], whether the user left after the slate.
-  """
+def figures(answer: simulation.Answer) -> dict[str, tuple[Array, int]]:
+  """What users were worth and how many left, as (sum, count)."""
+  left = answer.left
   return {
-    "reward": (per_item.sum(), left.size),
+    "reward": (answer.per_item.sum(), left.size),
     "left": (left.sum(), left.size),
   }

@@ -89,12 +89,18 @@ def test_no_logit_is_dead():
   assert np.abs(grad[1, :, 2]).max() == 0 < np.abs(grad[1, :, 1]).max()
 
 
+def _at(far):
+  """Requests of sessions that are so far."""
+  request = toys.request()
+  return request.replace(so_far=jnp.full((len(request.size), 2), far))
+
+
 @functools.cache
 def _critic():
   made = hpn.LevelCritic(CONFIG, toys.SIZES)
-  catalogue, request = toys.catalogue(), toys.request()
+  catalogue, request = toys.catalogue(), _at(0.0)
   share = jnp.full(request.candidates.shape, 0.2)
-  slate = jnp.zeros((4, 1, K), jnp.int32)
+  slate = jnp.zeros((4, K), jnp.int32)
   args = (catalogue, request, share, slate)
   init = jax.jit(functools.partial(made.init, method="initialise"))
   params = init(jax.random.key(3), *args)["params"]
@@ -102,24 +108,50 @@ def _critic():
   return made, jax.tree.map(lambda x: 1.5 * x + 0.05, params)
 
 
-def test_the_critic_sees_no_later_token():
+def test_the_critic_sees_no_later_token_and_every_answer_above():
   made, params = _critic()
   catalogue, request = toys.catalogue(), toys.request()
-  slate = jnp.asarray(toys.every_slate())[None, :8]
-  slate = jnp.broadcast_to(slate, (4, 8, K))
+  slate = jnp.asarray(toys.every_slate())[:4]
+  clicked = slate % 2 == 0
 
   @jax.jit
-  def read(slate):
-    args = {"params": params}, catalogue, request, slate
+  def read(slate, clicked):
+    args = {"params": params}, catalogue, request, slate, clicked
     return made.apply(*args, method="prefixes")
 
-  one = read(slate)
+  one = read(slate, clicked)
   for slot in range(K):
     # Another item here: its own level 0 is chosen before any of its tokens.
-    two = read(slate.at[:, :, slot].set((slate[:, :, slot] + 1) % 5))
-    np.testing.assert_array_equal(one[:, :, :slot], two[:, :, :slot])
-    np.testing.assert_array_equal(one[:, :, slot, 0], two[:, :, slot, 0])
-    assert np.abs(one - two)[:, :, slot, 1:].max() > 1e-4
+    two = read(slate.at[:, slot].set((slate[:, slot] + 1) % 5), clicked)
+    np.testing.assert_array_equal(one[:, :slot], two[:, :slot])
+    np.testing.assert_array_equal(one[:, slot, 0], two[:, slot, 0])
+    assert np.abs(one - two)[:, slot, 1:].max() > 1e-4
+    # Another answer: what the slot itself chooses knows nothing of it.
+    two = read(slate, clicked.at[:, slot].set(~clicked[:, slot]))
+    np.testing.assert_array_equal(one[:, : slot + 1], two[:, : slot + 1])
+    later = np.abs(one - two)[:, slot + 1 :]
+    assert (later > 1e-5).all()
+
+
+def test_critics_know_how_far_a_session_is_and_policies_do_not():
+  made, params = _critic()
+  catalogue = toys.catalogue()
+  share = jnp.full(_at(0.0).candidates.shape, 0.2)
+
+  @jax.jit
+  def value(request):
+    args = {"params": params}, catalogue, request, share
+    return made.apply(*args, method="state")
+
+  assert np.abs(value(_at(1.0)) - value(_at(5.0))).min() > 1e-5
+  for head in ("hpn", "global"):
+    policy, own, _ = _game(head)
+    keys = jax.jit(
+      lambda r, p=policy, own=own: (
+        sample.prepare(p, own, catalogue, r).prompt.keys
+      )
+    )
+    np.testing.assert_array_equal(keys(_at(1.0)), keys(_at(5.0)))
 
 
 def test_the_levels_weights_learn():

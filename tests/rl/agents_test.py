@@ -10,6 +10,7 @@ import pytest
 from rerank_rl.config import PolicyConfig, ReplayConfig
 from rerank_rl.rl import agents, offpolicy
 from rerank_rl.rl.replay import Transition
+from rerank_rl.simulation.session import Answer
 from rerank_rl.types import PAD
 from tests import toys
 
@@ -116,9 +117,9 @@ def test_the_density_of_points_is_gaussian(name):
 @pytest.mark.parametrize("name", ["ddpg", "hac"])
 def test_the_actor_climbs_the_critic_and_does_not_bend_it(name):
   agent, params = _agent(name)
-  per_item = jnp.zeros((3, K))
-  left = jnp.zeros((3,), bool)
-  batch = Transition(REQUEST, _move(name), per_item, left, REQUEST)
+  none = jnp.zeros((3, K))
+  answer = Answer(none, none > 0, jnp.zeros((3,), jnp.int32))
+  batch = Transition(REQUEST, _move(name), answer, REQUEST)
   loss = lambda params: agent.improve(params, CATALOGUE, batch).sum()
   grads = jax.jit(jax.grad(loss))(params)
   head = grads["critic"]["pair"]

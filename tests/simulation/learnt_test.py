@@ -163,7 +163,9 @@ def test_the_ranker_brings_what_it_takes_a_user_to_like():
   # What is shown is what the request had: it enters the history.
   new = np.asarray(out.after.history)[..., -1:]
   shown = np.asarray(out.request.candidates)[..., [5, 0, 2]]
-  clicked = np.round(np.asarray(out.per_item) * K) % 2 == 1  # 1, or 1 + 2.
+  clicked = np.asarray(out.answer.clicked)
+  odd = np.round(np.asarray(out.per_item) * K) % 2 == 1  # 1, or 1 + 2.
+  np.testing.assert_array_equal(clicked, odd)
   assert clicked.any()
   for at in zip(*np.nonzero(clicked.any(-1))):
     assert new[at][0] in shown[at][clicked[at]]
@@ -176,6 +178,9 @@ def test_whoever_clicks_nothing_leaves_sooner_and_begins_anew():
   np.testing.assert_allclose(out.per_item, -0.5 / K)
   # 4 -> 1 -> -2: two turns a session.
   np.testing.assert_array_equal(out.left[:, 0], [False, True, False, True])
+  so_far = [[0, 0], [1, 1], [0, 0], [1, 1]]
+  np.testing.assert_array_equal(out.request.so_far[:, 0], so_far)
+  np.testing.assert_array_equal(out.after.so_far[1, 0], [2, 2])
   np.testing.assert_array_equal(
     out.request.history[2], _start().request.history
   )

@@ -59,11 +59,14 @@ def test_a_rested_user_clicks_as_the_worlds_law_says():
   slate = jnp.array([3, 0, 7, 5])
   react = jax.jit(jax.vmap(them.react, (None, None, 0)))
   keys = jax.random.split(jax.random.key(3), 20_000)
-  _, per_item, _ = react(state, slate, keys)
+  _, answer = react(state, slate, keys)
   want = utility.per_item(
     world, one.hidden[None], state.candidates[slate][None, None]
   )[0, 0]
-  np.testing.assert_allclose(per_item.mean(0) * 4, want, atol=6 * 0.5 / 141)
+  np.testing.assert_allclose(
+    answer.per_item.mean(0) * 4, want, atol=6 * 0.5 / 141
+  )
+  np.testing.assert_array_equal(answer.clicked, answer.per_item > 0)
 
 
 def test_topics_weary_and_rest():
@@ -74,10 +77,10 @@ def test_topics_weary_and_rest():
   slate = jnp.arange(4)
   shown = np.asarray(world.topic)[np.asarray(state.candidates)[:4]]
   want = np.bincount(shown, minlength=4) / 4
-  after, _, _ = them.react(state, slate, jax.random.key(5))
+  after, _ = them.react(state, slate, jax.random.key(5))
   np.testing.assert_allclose(after.weary, want)
   np.testing.assert_allclose(them.request(after).user, want)
-  again, _, _ = them.react(after, slate, jax.random.key(6))
+  again, _ = them.react(after, slate, jax.random.key(6))
   shown = np.asarray(world.topic)[np.asarray(after.candidates)[:4]]
   np.testing.assert_allclose(
     again.weary, 0.5 * want + np.bincount(shown, minlength=4) / 4
@@ -146,16 +149,19 @@ def test_the_pleased_return_sooner():
 
 
 def test_pleasure_is_the_share_of_a_sessions_clicks():
+  """And requests say how far the session is."""
   world, start = _start()
   one = jax.tree.map(lambda x: jnp.asarray(x[0]), start)
   them = _users(world, patience=100.0, cost=0.0)
   state, slate = them.begin(one, jax.random.key(2)), jnp.arange(4)
   clicks = []
   for turn in range(3):
-    state, per_item, away = them.react(state, slate, jax.random.key(turn))
-    clicks.append(per_item.sum())
+    state, answer = them.react(state, slate, jax.random.key(turn))
+    clicks.append(answer.clicked.mean())
     np.testing.assert_allclose(state.pleasure, np.mean(clicks), rtol=1e-6)
-    assert away == 0
+    far = [turn + 1, turn + 1 - sum(clicks)]
+    np.testing.assert_allclose(them.request(state).so_far, far, rtol=1e-5)
+    assert answer.away == 0
 
 
 def test_clicks_enter_the_history():

@@ -16,6 +16,7 @@ from rerank_rl.decoding import sample
 from rerank_rl.rl import agents, learner, replay
 from rerank_rl.rl.replay import Transition
 from rerank_rl.simulation import session as simulation
+from rerank_rl.simulation.session import Answer
 from rerank_rl.training import mesh, session_pipeline
 from rerank_rl.training import replay as keeping
 from rerank_rl.training import session as sessions
@@ -56,10 +57,11 @@ def test_what_is_kept_after_a_leaver_is_his_own():
   play = lambda key: stage.play(method, (), (), toys.counting(), limits, key)
   seen = jax.jit(play)(jax.random.key(0))
   before, after = seen.request.user[:, 0], seen.after.user[:, 0]
-  assert seen.left.sum() == 3 + 2
+  left = seen.answer.left
+  assert left.sum() == 3 + 2
   np.testing.assert_array_equal(after, before + 1)
-  np.testing.assert_array_equal(seen.per_item[:, 0], before + 1)
-  np.testing.assert_array_equal(after[seen.left] >= 2, True)
+  np.testing.assert_array_equal(seen.answer.per_item[:, 0], before + 1)
+  np.testing.assert_array_equal(after[left] >= 2, True)
 
 
 def _begin(config, folder):
@@ -182,9 +184,9 @@ def test_of_the_target_only_the_critic_is_read(tmp_path):
 
 def test_what_the_policy_would_not_show_now_is_not_looked_through():
   """A slate of weight 0 cuts what follows it; none counts more than once."""
-  played = simulation.Turns(
-    None, None, jnp.array([[[1.0]], [[2.0]]]), jnp.zeros((2, 1), int), None
-  )
+  reward = jnp.array([[[1.0]], [[2.0]]])
+  answer = Answer(reward, reward > 0, jnp.zeros((2, 1), int))
+  played = simulation.Turns(None, None, answer, None)
   session = SessionConfig(gamma=0.9, decay=0.5)
   method = session_stage.Method(*[None] * 3, session, *[None] * 4)
   value, beyond = jnp.array([[0.0], [8.0]]), jnp.array([16.0])
@@ -232,8 +234,9 @@ def _batch():
   return Transition(
     request(jnp.eye(2)),
     agents.Move(none, jnp.zeros((2, 0)), jnp.zeros(2)),
-    jnp.array([[0.5], [0.25]]),
-    jnp.array([False, True]),
+    Answer(
+      jnp.array([[0.5], [0.25]]), jnp.ones((2, 1), bool), jnp.array([0, 1])
+    ),
     request(jnp.eye(2)[::-1]),
   )
 

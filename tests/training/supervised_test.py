@@ -51,9 +51,9 @@ def test_each_item_shown_is_a_label_under_what_stands_above_it(tmp_path):
   found = loss(policy, params, catalogue, played)
   total, clicks = 0.0, 0
   for turn in range(3):
-    request, shown, per_item = jax.tree.map(
+    request, shown, said = jax.tree.map(
       lambda x, t=turn: x[t],
-      (played.request, played.record.slate, played.per_item),
+      (played.request, played.record.slate, played.answer.clicked),
     )
     game = sample.prepare(policy, params, catalogue, request)
     ranks = sample.ranks_of(game.trie, shown)
@@ -63,7 +63,7 @@ def test_each_item_shown_is_a_label_under_what_stands_above_it(tmp_path):
       logits = policy.logits(params, game.prompt, state, 0)[:, 0]
       for user in range(4):
         logit = float(logits[user, ranks[user, 0, slot]])
-        clicked = bool(per_item[user, slot] > 0)
+        clicked = bool(said[user, slot])
         total += np.log1p(np.exp(-logit if clicked else logit))
         clicks += clicked
   assert found[1] == 3 * 4 * policy.slots and 0 < clicks < found[1]

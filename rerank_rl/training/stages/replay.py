@@ -46,8 +46,9 @@ def check(config: Config) -> None:
 
 def _quality(method, params, catalogue, batch, ahead) -> tuple[Loss, Array]:
   """(L_Q, Q(s, a) f32[B, X]) with V(s') = `ahead`."""
-  reward = batch.per_item.sum(-1)
-  target = offpolicy.td_target(reward, batch.left, ahead, method.gamma)
+  answer = batch.answer
+  reward = answer.per_item.sum(-1)
+  target = offpolicy.td_target(reward, answer.left, ahead, method.gamma)
   quality = method.agent.quality(params, catalogue, batch.request, batch.move)
   wide = jnp.broadcast_to(target[:, None], quality.shape)
   return offpolicy.quality_loss(quality, wide), quality
@@ -109,13 +110,7 @@ def play(method: Method, params, catalogue, environment, start, key):
   flat = lambda x: x.reshape(played.left.size, *x.shape[2:])
   return jax.tree.map(
     flat,
-    Transition(
-      played.request,
-      played.record,
-      played.per_item,
-      played.left,
-      played.after,
-    ),
+    Transition(played.request, played.record, played.answer, played.after),
   )
 
 
@@ -155,7 +150,7 @@ def step(
   seen = play(method, state.params, catalogue, environment, start, first)
   update = functools.partial(_update, method, catalogue)
   state, figures = keeping.step(method.config, update, state, seen, second)
-  return state, {**figures, **sessions.figures(seen.per_item, seen.left)}
+  return state, {**figures, **sessions.figures(seen.answer)}
 
 
 def run(setting: SessionRun) -> SessionRun:

@@ -116,14 +116,18 @@ def state_value(method: Method, params, catalogue, request, game) -> Array:
 
 
 def prefix_values(
-  method, params, catalogue, request, tree
+  method, params, catalogue, request, tree, clicked
 ) -> values.PathValues:
-  """The critic's values of the states that choose the tree's tokens."""
+  """The critic's values of the states that choose the tree's tokens.
+
+  They know what the user said, bool[B, K], to the slots above a token's own.
+  """
   each = method.critic.apply(
     {"params": params["critic"]},
     catalogue,
     request,
-    tree.slate,
+    tree.slate[:, 0],
+    clicked,
     method="prefixes",
   )
   real = tree.path != PAD
@@ -250,6 +254,7 @@ def learn(method: Method, catalogue, state, target, played: simulation.Turns):
     jax.tree.map(flat, (played.request, played.record))
   )
   last = jax.tree.map(lambda x: x[-1], played.after)
+  clicked = flat(played.answer.clicked)
   by_turn = lambda x: x.reshape(played.left.shape)
 
   def scored(own):
@@ -271,7 +276,7 @@ def learn(method: Method, catalogue, state, target, played: simulation.Turns):
       flat, outcome_of(method, played, by_turn(met), beyond, by_turn(weight))
     )
     to_come = outcome.reward[:, 0] + outcome.bootstrap[:, 0]
-    path = prefix_values(method, params, catalogue, request, tree)
+    path = prefix_values(method, params, catalogue, request, tree, clicked)
     # Advantages pass no gradient on.
     found = CREDIT[rl.credit](value, path, outcome, method.trace)
     given = credit.advantage(tree, outcome.replace(advantage=found))
@@ -358,7 +363,7 @@ def step(method: Method, catalogue, environment, state, start, key):
   else:
     played = _play(method, state.params, catalogue, environment, start, key)
     state, figures = learn(method, catalogue, state, state.params, played)
-  seen = sessions.figures(played.per_item, played.left)
+  seen = sessions.figures(played.answer)
   return state, {**figures, **seen}
 
 
@@ -417,7 +422,7 @@ def init(setting: SessionRun):
   def make(key, more, request, catalogue):
     _, second, third = jax.random.split(key, 3)
     share = jnp.zeros(request.candidates.shape, request.scores.dtype)
-    slate = jnp.zeros((2, 1, policy.slots), jnp.int32)
+    slate = jnp.zeros((2, policy.slots), jnp.int32)
     keys = {"critic": third, **more}
     critics = {
       name: critic.init(

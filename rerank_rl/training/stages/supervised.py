@@ -60,7 +60,7 @@ def cross_entropy(policy: Policy, params, catalogue, played: Turns) -> Loss:
   ranks = sample.ranks_of(game.trie, slate)
   logits = policy.score(params, game.prompt, ranks)[:, 0, :, 0]
   logits = jnp.take_along_axis(logits, ranks[:, 0, :, None], axis=-1)[..., 0]
-  clicked = (flat(played.per_item) > 0).astype(logits.dtype)
+  clicked = flat(played.answer.clicked).astype(logits.dtype)
   error = optax.sigmoid_binary_cross_entropy(logits, clicked)
   return Loss(error.sum(), error.size)
 
@@ -85,7 +85,7 @@ def step(method: Method, catalogue, environment, state, start, key):
   )
   loss = lambda params: cross_entropy(policy, params, catalogue, played)
   state, figures = states.step_on(state, loss, method.tx, method.decay)
-  seen = sessions.figures(played.per_item, played.left)
+  seen = sessions.figures(played.answer)
   return state, {**figures, **seen}
 
 
