@@ -105,6 +105,15 @@ def found(tree: TokenTree) -> Array:
   return (tree.path != PAD).any(-1)
 
 
+def choices(tree: TokenTree) -> Array:
+  """bool[B, G, T]: tokens that were a choice.
+
+  Most items end in tokens that are the only legal ones, whose log-probability
+  is 0 whatever is learnt.
+  """
+  return on_path(tree, tree.logp_old) < -1e-6
+
+
 def on_path(tree: TokenTree, edge_values: Array) -> Array:
   """Reads edge values f32[B, E] along paths: f32[B, G, T], 0 at padding."""
   B, G, T = tree.path.shape

@@ -44,10 +44,7 @@ def unsuccessful(tree: TokenTree, reward: Array) -> Array:
 
 
 def at_last_choice(tree: TokenTree, leaf: Array) -> credit.Credit:
-  """Credit that gives what each leaf earns to its last token alone.
-
-  That is the last token which was a choice: most slates end in tokens that
-  are the only legal ones, whose log-probability is 0 whatever is learnt.
+  """Credit that gives what each leaf earns to its last choice alone.
 
   Args:
     tree: the tree.
@@ -56,7 +53,7 @@ def at_last_choice(tree: TokenTree, leaf: Array) -> credit.Credit:
   Returns:
     Credit; nothing where a path holds no choice.
   """
-  chosen = (tree.path != PAD) & (trees.on_path(tree, tree.logp_old) < -1e-6)
+  chosen = trees.choices(tree)
   T = chosen.shape[2]
   place = jnp.arange(T, dtype=jnp.int32)[None, None]
   last = jnp.where(chosen, place, PAD).max(-1, keepdims=True)

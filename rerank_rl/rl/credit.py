@@ -181,13 +181,14 @@ def advantage(tree: TokenTree, outcome: Outcome) -> Credit:
 
     A_t = (Â_t - mean Â_t) / (std Â_t + epsilon) over all rollouts
 
-  Where a state is met once, there is no group to hold them against. What a
-  critic that still learns gets wrong of all states is no reason to prefer all
-  that was tried, or none; and an entropy bonus weighs the same whatever rewards
-  are worth.
+  where tokens were a choice; others, which no gradient moves, get 0. Where a
+  state is met once, there is no group to hold them against. What a critic that
+  still learns gets wrong of all states is no reason to prefer all that was
+  tried, or none; and an entropy bonus weighs the same whatever rewards are
+  worth.
   """
   flat = lambda x: x.reshape(1, -1, x.shape[-1])
-  each = normalise(flat(outcome.advantage), flat(tree.path != PAD))
+  each = normalise(flat(outcome.advantage), flat(trees.choices(tree)))
   return _on_edges(tree, each.reshape(tree.path.shape))
 
 

@@ -15,12 +15,13 @@ from rerank_rl.types import Array, Outcome
 
 
 class PathValues(NamedTuple):
-  """A critic's values along paths; 0 at padding.
+  """A critic's values along paths; 0 where they are not real.
 
   Attributes:
     chosen: f32[B, G, T], of the child that the path takes at each state.
     mean: f32[B, G, T], V of the state: its children's mean under the policy.
-    real: bool[B, G, T], False at padding.
+    real: bool[B, G, T], False at padding, and at states whose value is not
+      read.
   """
 
   chosen: Array
@@ -78,7 +79,7 @@ def lambda_returns(values: PathValues, outcome: Outcome, decay: float) -> Array:
 
   with r_t the part of the slot that token t completes, else 0, and the
   outcome's bootstrap behind the last token. Within a slate nothing is
-  discounted.
+  discounted. States that are not real are looked through: G goes on from them.
 
   Args:
     values: along the paths.
@@ -93,7 +94,7 @@ def lambda_returns(values: PathValues, outcome: Outcome, decay: float) -> Array:
     mean, real, reward = xs
     out = reward + after
     here = (1 - decay) * mean + decay * out
-    return jnp.where(real, here, after), out
+    return jnp.where(real, here, out), out
 
   last = lambda x: jnp.moveaxis(x, -1, 0)
   rewards = credit.on_tokens(outcome.per_item, values.mean.shape[-1])

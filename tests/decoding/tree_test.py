@@ -145,3 +145,11 @@ def test_stochastic_beam_draws_without_replacement_in_proportion():
   # The first beam alone is a sample of the policy.
   first = (drawn[:, 0] @ code)[:, None] == (slates @ code)[None]
   np.testing.assert_allclose(first.mean(0), p, atol=0.08)
+
+
+@pytest.mark.parametrize("kind", ("merged", "fixed_tree"))
+def test_choices_are_tokens_that_were_not_the_only_legal_ones(kind):
+  made, scores = _tree(kind)
+  several = np.asarray(scores.legal.sum(-1)) > 1
+  np.testing.assert_array_equal(tree.choices(made), several)
+  assert 0 < several.mean() < 1

@@ -204,7 +204,9 @@ def test_advantages_are_held_against_the_batchs(kind):
   """By loops; a mistake about a depth and rewards' unit change nothing."""
   made = _grown(kind)
   said = np.random.default_rng(0).normal(size=made.path.shape) ** 3
-  real = np.asarray(made.path) != PAD
+  # What had a sibling to be chosen in its place.
+  real = np.asarray(tree.on_path(made, made.logp_old)) < -1e-4
+  assert 0 < real.mean() < 1
   want = np.zeros(said.shape)
   for t in range(said.shape[2]):
     own = said[:, :, t][real[:, :, t]]

@@ -70,6 +70,25 @@ def test_returns_by_hand():
   np.testing.assert_allclose(more, whole + 0.5)
 
 
+def test_states_without_a_choice_are_looked_through():
+  """Rewards that fall due there count; what a critic says there does not."""
+  per_item = [[[1.0, 3.0]]]
+  real = jnp.array([[[True, False, True, False]]])
+  mean = jnp.array([[[9.0, 50.0, 2.0, 70.0]]])
+  read = values.PathValues(mean, mean, real)
+  outcome = _outcome(per_item, bootstrap=0.5)
+  few = values.PathValues(*(x[..., ::2] for x in read))
+  for decay in (0.0, 0.3, 1.0):
+    got = values.advantages(read, outcome, decay)
+    np.testing.assert_allclose(
+      got[..., ::2], values.advantages(few, outcome, decay), rtol=1e-6
+    )
+    np.testing.assert_array_equal(got[..., 1::2], 0)
+    one = values.temporal_difference(read, outcome, decay)
+    two = values.temporal_difference(few, outcome, decay)
+    np.testing.assert_allclose(one, two, rtol=1e-6)
+
+
 def test_advantages_are_sums_of_differences():
   """Generalised advantages by their definition, not by their recursion."""
   rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from rerank_rl.config import (
   check_choice,
 )
 from rerank_rl.decoding import legality, sample
+from rerank_rl.decoding import tree as trees
 from rerank_rl.models.hpn import LevelCritic
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl import (
@@ -31,7 +32,7 @@ from rerank_rl.training import replay as keeping
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.session import SessionRun
-from rerank_rl.types import PAD, Array, Outcome, TokenTree
+from rerank_rl.types import Array, Outcome, TokenTree
 
 STAGE = "session"
 
@@ -120,7 +121,9 @@ def prefix_values(
 ) -> values.PathValues:
   """The critic's values of the states that choose the tree's tokens.
 
-  They know what the user said, bool[B, K], to the slots above a token's own.
+  They know what the user said, bool[B, K], to the slots above a token's own. A
+  state with one legal token only, as most are once an item's first is placed,
+  has no value of its own.
   """
   each = method.critic.apply(
     {"params": params["critic"]},
@@ -130,7 +133,7 @@ def prefix_values(
     clicked,
     method="prefixes",
   )
-  real = tree.path != PAD
+  real = trees.choices(tree)
   # A head of one token an item is valued where it chooses: at level 0.
   each = each[..., : method.policy.levels].reshape(real.shape)
   each = jnp.where(real, each, 0)
