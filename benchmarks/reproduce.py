@@ -103,13 +103,15 @@ def _rows(own: int, rivals: int) -> tuple[Row, ...]:
 def _sessions(name: str, variant: str) -> Table:
   """HSRL, its rivals and its ablations among users learnt from a log."""
 
-  def other(name, *flags):
-    return Row("hsrl", 3, name=f"hsrl_{name}", flags=flags)
+  def other(name, *flags, seeds=3):
+    return Row("hsrl", seeds, name=f"hsrl_{name}", flags=flags)
 
+  flat, scalar = "--config.policy.head=pointer", "--config.rl.credit=a2c"
   rows = (
     *(Row(config, 5) for config in (*SESSIONS, "supervised")),
-    other("scalar", "--config.rl.credit=a2c"),
-    other("flat", "--config.policy.head=pointer"),
+    other("scalar", scalar),
+    other("flat", flat),
+    other("flat_scalar", flat, scalar, seeds=5),
     other("hpn", "--config.policy.head=hpn"),
     other("hpn_expected", "--config.policy.head=hpn_expected"),
   )

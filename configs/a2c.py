@@ -1,23 +1,23 @@
-r"""Advantage actor-critic over sessions, without levels: HSRL's plain rival.
+r"""Advantage actor-critic over sessions: HSRL's plain rival, on its policy.
 
-  python -m launch.train --workdir=DIR --config=configs/a2c.py[:trust][,smoke]
+  python -m launch.train --workdir=DIR --config=configs/a2c.py[:VARIANTS]
 
-A transformer that points at candidates, and one advantage for a whole slate,
-r + gamma V(s') - V(s); users, critic and numbers are those of configs/hsrl.py.
+A Gaussian actor over points z, slates as in configs/ddpg.py; what did better
+than the critic foretold, r + gamma V(s') - V(s), is made more likely. It learns
+from the slates that it has just shown (docs/methods.md). All else as in
+configs/dqn.py.
 """
 
-from configs import common, hsrl
+from configs import common, ddpg, dqn
 
 CHANGES = {
-  **hsrl.CHANGES,
+  **dqn.CHANGES,
   "name": "a2c",
-  "policy.head": "pointer",
-  "rl.credit": "a2c",
+  "replay.agent": "a2c",
+  "replay.capacity": 1,
 }
-
-OWN = {"learnt": {"rl.entropy": 0.025}}
 
 
 def get_config(variant: str = ""):
   """The synthetic world's users, or the small world of trust."""
-  return common.build(CHANGES, variant, OWN)
+  return common.build(CHANGES, variant, ddpg.OWN)

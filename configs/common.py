@@ -170,7 +170,14 @@ VARIANTS = {
 # What a method is, and how long it waits for gain: where its own config names
 # one of these, variants do not.
 COMPOSITION = frozenset(
-  {"rl.explore", "rl.credit", "rl.objective", "rl.group", "rl_train.patience"}
+  {
+    "rl.explore",
+    "rl.credit",
+    "rl.objective",
+    "rl.group",
+    "rl_train.patience",
+    "replay.capacity",
+  }
 )
 
 

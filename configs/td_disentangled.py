@@ -3,12 +3,12 @@ r"""Disentangled TD (arXiv 2501.17409): the policy's chance apart from users'.
   python -m launch.train --workdir=DIR \
     --config=configs/td_disentangled.py[:VARIANTS]
 
-A2C whose V(s) learns from Q(s, slate) and whose Q learns from rewards and V of
-what follows (docs/methods.md). The variant `disentangled` does the same to
-configs/hsrl.py, dqn.py, ddpg.py and hac.py.
+A2C whose Q learns from rewards and V of what follows, and whose V from Q
+(docs/methods.md). The variant `disentangled` does the same to configs/hsrl.py,
+dqn.py, ddpg.py and hac.py.
 """
 
-from configs import a2c, common
+from configs import a2c, common, ddpg
 
 CHANGES = {
   **a2c.CHANGES,
@@ -19,4 +19,4 @@ CHANGES = {
 
 def get_config(variant: str = ""):
   """The synthetic world's users, or the small world of trust."""
-  return common.build(CHANGES, variant, a2c.OWN)
+  return common.build(CHANGES, variant, ddpg.OWN)

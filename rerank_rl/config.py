@@ -223,6 +223,11 @@ class SessionConfig:
   fondness: float = _within(0.5, 0, 1)  # Of the rest, added by pleasure.
   users: str = "response"  # Where they are learnt: response | ensemble.
 
+  @property
+  def unit(self) -> float:
+    """What a session is worth whose slates are worth 1 each: values' unit."""
+    return sum(self.gamma**turn for turn in range(self.turns))
+
 
 @dataclasses.dataclass(frozen=True)
 class GoalsConfig:
@@ -237,7 +242,7 @@ class GoalsConfig:
 class ReplayConfig:
   """Learning sessions from replay (stage replay, `session.replay`)."""
 
-  agent: str = "dqn"  # dqn | ddpg | hac
+  agent: str = "dqn"  # dqn | ddpg | hac | a2c
   # Of what is kept, in steps: each plays rl_train.batch_size users' turns.
   capacity: int = _within(64, 1)
   batch_size: int = _within(256, 1)  # Slates, of agents.

@@ -1,4 +1,4 @@
-"""Agents that learn from replay: DQN, DDPG, HAC.
+"""Agents that emit no tokens: DQN, DDPG, HAC, A2C.
 
 An agent is a tuple of pure functions, and a config names it. Letters as in
 types.py; D dimensions of a point. `params` is {"critic"}, or {"actor",
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rerank_rl.config import PolicyConfig, ReplayConfig
+from rerank_rl.config import PolicyConfig, ReplayConfig, SessionConfig
 from rerank_rl.models.agents import ItemValues, PointActor, PointCritic
 from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.rl import offpolicy
@@ -73,7 +73,10 @@ def _no_loss(params, catalogue, transition: Transition) -> Array:
 
 
 def dqn(
-  policy: PolicyConfig, sizes: Sizes, unit: float, config: ReplayConfig
+  policy: PolicyConfig,
+  sizes: Sizes,
+  session: SessionConfig,
+  config: ReplayConfig,
 ) -> Agent:
   """Q-learning over items (Mnih et al. 2015), whose slates are top-K.
 
@@ -86,10 +89,10 @@ def dqn(
   Args:
     policy: widths.
     sizes: the data's.
-    unit: what values are multiples of.
+    session: whose discount and unit values have.
     config: the numbers of exploring.
   """
-  module = ItemValues(policy, sizes, unit)
+  module = ItemValues(policy, sizes, session.unit)
 
   def apply(params, catalogue, request):
     own = {"params": params["critic"]}
@@ -138,6 +141,7 @@ class _Points(NamedTuple):
 
   actor: PointActor
   critic: PointCritic
+  session: SessionConfig
   config: ReplayConfig
 
   def point(self, params, catalogue, request):
@@ -191,18 +195,24 @@ class _Points(NamedTuple):
     own = {"params": params["critic"]}
     return self.critic.apply(own, catalogue, request, method="state")
 
-  def improve(self, params, catalogue, transition):
-    """-Q(s, mu(s)) / unit, and the cross-entropy to the slate's clicks."""
+  def liking(self, params, catalogue, transition):
+    """The cross-entropy f32[B] to the slates' clicks, weighed."""
     own, request = {"params": params["actor"]}, transition.request
-    fixed = jax.lax.stop_gradient(params["critic"])
-    worth = self.ahead({**params, "critic": fixed}, catalogue, request)
     shown = transition.move.slate
     logits = jnp.asarray(
       self.actor.apply(own, catalogue, request, shown, method="clicks")
     )
     clicked = transition.answer.clicked.astype(logits.dtype)
     error = optax.sigmoid_binary_cross_entropy(logits, clicked).mean(-1)
-    return self.config.clicks * error - worth / self.critic.unit
+    return self.config.clicks * error
+
+  def improve(self, params, catalogue, transition):
+    """-Q(s, mu(s)) / unit, and `liking`."""
+    fixed = jax.lax.stop_gradient(params["critic"])
+    own = {**params, "critic": fixed}
+    worth = self.ahead(own, catalogue, transition.request)
+    liking = self.liking(params, catalogue, transition)
+    return liking - worth / self.critic.unit
 
 
 class _HyperPoints(_Points):
@@ -226,15 +236,39 @@ class _HyperPoints(_Points):
     return super().improve(params, catalogue, transition) + apart
 
 
-def _agent(kind, policy, sizes, unit, config) -> Agent:
+class _LikelyPoints(_Points):
+  """Points that are made more likely where they did well (A2C)."""
+
+  def improve(self, params, catalogue, transition):
+    """-beta A log pi(z | s) / unit, and `liking`."""
+    answer, request = transition.answer, transition.request
+    fixed = jax.lax.stop_gradient(params)
+    target = offpolicy.td_target(
+      answer.per_item.sum(-1),
+      answer.left,
+      self.ahead(fixed, catalogue, transition.after),
+      self.session.gamma,
+    )
+    gain = target - self.ahead(fixed, catalogue, request)
+    logp = self.logp(params, catalogue, request, transition.move)
+    beta = offpolicy.importance(logp, transition.move.logp, self.config.clip)
+    liking = self.liking(params, catalogue, transition)
+    return liking - beta * gain * logp / self.critic.unit
+
+
+def _agent(kind, policy, sizes, session, config) -> Agent:
   """The functions of _Points, or of a kind of them."""
-  actor, critic = PointActor(policy, sizes), PointCritic(policy, sizes, unit)
-  parts = kind(actor, critic, config)
+  actor = PointActor(policy, sizes)
+  critic = PointCritic(policy, sizes, session.unit)
+  parts = kind(actor, critic, session, config)
   return Agent(**{name: getattr(parts, name) for name in Agent._fields})
 
 
 def ddpg(
-  policy: PolicyConfig, sizes: Sizes, unit: float, config: ReplayConfig
+  policy: PolicyConfig,
+  sizes: Sizes,
+  session: SessionConfig,
+  config: ReplayConfig,
 ) -> Agent:
   """Deterministic policy gradient over points (Lillicrap et al. 2016).
 
@@ -247,14 +281,17 @@ def ddpg(
   Args:
     policy: widths.
     sizes: the data's.
-    unit: what values are multiples of.
+    session: whose discount and unit values have.
     config: the numbers of exploring.
   """
-  return _agent(_Points, policy, sizes, unit, config)
+  return _agent(_Points, policy, sizes, session, config)
 
 
 def hac(
-  policy: PolicyConfig, sizes: Sizes, unit: float, config: ReplayConfig
+  policy: PolicyConfig,
+  sizes: Sizes,
+  session: SessionConfig,
+  config: ReplayConfig,
 ) -> Agent:
   """Hyper-Actor Critic (arXiv 2302.03431), KuaiSim's strongest baseline.
 
@@ -265,10 +302,35 @@ def hac(
   Args:
     policy: widths.
     sizes: the data's.
-    unit: what values are multiples of.
+    session: whose discount and unit values have.
     config: the numbers of exploring.
   """
-  return _agent(_HyperPoints, policy, sizes, unit, config)
+  return _agent(_HyperPoints, policy, sizes, session, config)
 
 
-AGENTS = {"dqn": dqn, "ddpg": ddpg, "hac": hac}
+def a2c(
+  policy: PolicyConfig,
+  sizes: Sizes,
+  session: SessionConfig,
+  config: ReplayConfig,
+) -> Agent:
+  """Advantage actor-critic over points (Mnih et al. 2016).
+
+    z ~ N(mu(s), noise^2),   slate = top-K of z . e_i,
+    actor's gain beta A log pi(z | s),   A = r + gamma (1 - left) V(s') - V(s),
+
+  with V(s) = Q(s, mu(s)), the critic's value of the actor's mean. It learns
+  from what it has just done (`config.capacity` 1); beta, as in
+  `offpolicy.importance`, is for what gradient steps since have changed. Items'
+  vectors learn as DDPG's do.
+
+  Args:
+    policy: widths.
+    sizes: the data's.
+    session: whose discount and unit values have.
+    config: the numbers of exploring.
+  """
+  return _agent(_LikelyPoints, policy, sizes, session, config)
+
+
+AGENTS = {"dqn": dqn, "ddpg": ddpg, "hac": hac, "a2c": a2c}

@@ -59,9 +59,8 @@ class SessionRun(Run):
   @property
   def critic(self) -> LevelCritic:
     """The critic of every level, as wide as the policy."""
-    session = self.config.session
-    unit = sum(session.gamma**turn for turn in range(session.turns))
-    return LevelCritic(self.config.policy, self.sizes, unit)
+    config = self.config
+    return LevelCritic(config.policy, self.sizes, config.session.unit)
 
   def environment(self, split: str) -> simulation.Environment:
     """How a split's users behave.

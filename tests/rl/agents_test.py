@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerank_rl.config import PolicyConfig, ReplayConfig
+from rerank_rl.config import PolicyConfig, ReplayConfig, SessionConfig
 from rerank_rl.rl import agents, offpolicy
 from rerank_rl.rl.replay import Transition
 from rerank_rl.simulation.session import Answer
@@ -16,6 +16,7 @@ from tests import toys
 
 K = toys.SIZES.slots
 CONFIG = ReplayConfig(epsilon=0.5, noise=0.4)
+SESSION = SessionConfig(gamma=0.9, turns=3)
 CATALOGUE = toys.catalogue()
 REQUEST = toys.request()
 # Rows with at least K candidates.
@@ -26,7 +27,7 @@ REQUEST = jax.tree.map(lambda x: x[jnp.array([0, 1, 3])], REQUEST)
 def _agent(name):
   """(agent whose functions are jitted, params far from their start)."""
   policy = PolicyConfig(dim=16, layers=1)
-  made = agents.AGENTS[name](policy, toys.SIZES, 2.0, CONFIG)
+  made = agents.AGENTS[name](policy, toys.SIZES, SESSION, CONFIG)
   made = agents.Agent(*map(jax.jit, made))
   params = made.init(jax.random.key(0), CATALOGUE, REQUEST)
   return made, jax.tree.map(lambda x: 1.3 * x + 0.05, params)
@@ -114,7 +115,7 @@ def test_the_density_of_points_is_gaussian(name):
   np.testing.assert_allclose(move.logp, want, atol=1.5)
 
 
-@pytest.mark.parametrize("name", ["ddpg", "hac"])
+@pytest.mark.parametrize("name", ["ddpg", "hac", "a2c"])
 def test_the_actor_climbs_the_critic_and_does_not_bend_it(name):
   agent, params = _agent(name)
   none = jnp.zeros((3, K))
@@ -132,3 +133,30 @@ def test_hac_values_slates_and_points_by_one_function():
   agent, params = _agent("hac")
   found = agent.quality(params, CATALOGUE, REQUEST, _move("hac"))
   assert found.shape == (3, 2)
+
+
+def test_a2c_makes_likelier_what_did_better_than_foretold():
+  """By -beta A grad log pi, A with nothing beyond a leaver."""
+  agent, params = _agent("a2c")
+  move, left = _move("a2c"), jnp.array([0, 1, 0])
+  foretold = agent.ahead(params, CATALOGUE, REQUEST)
+  now = jnp.where(left > 0, foretold, (1 - SESSION.gamma) * foretold)
+
+  def pull(better):
+    """The gradient when every slate was worth `better` more than that."""
+    per_item = jnp.broadcast_to((now[:, None] + better) / K, (3, K))
+    answer = Answer(per_item, per_item > 0, left)
+    batch = Transition(REQUEST, move, answer, REQUEST)
+    loss = lambda params: agent.improve(params, CATALOGUE, batch).sum()
+    return jax.grad(loss)(params)["actor"]
+
+  logp = lambda params: agent.logp(params, CATALOGUE, REQUEST, move).sum()
+  want = jax.grad(logp)(params)["actor"]
+  got = jax.tree.map(lambda x, y: x - y, pull(1.5), pull(0.0))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(
+      x, -1.5 / SESSION.unit * y, rtol=2e-3, atol=2e-4
+    ),
+    got,
+    want,
+  )

@@ -1,4 +1,4 @@
-"""Stage `replay`: agents that learn sessions from what they did before."""
+"""Stage `replay`: agents that learn sessions from what they did."""
 
 import functools
 from typing import Any, NamedTuple
@@ -171,8 +171,7 @@ def agent_of(setting: SessionRun) -> Agent:
   """The configured agent."""
   config = setting.config
   make = agents.AGENTS[config.replay.agent]
-  unit = setting.critic.unit
-  return make(config.policy, setting.sizes, unit, config.replay)
+  return make(config.policy, setting.sizes, config.session, config.replay)
 
 
 def make_method(setting: SessionRun, tx) -> Method:
