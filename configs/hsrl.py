@@ -39,7 +39,13 @@ CHANGES = {
   "rl_train.checkpoint_every": 100,
 }
 
-OWN = {"learnt": {"policy.head": "global", "rl.entropy": 0.0125}}
+OWN = {
+  "learnt": {
+    "policy.head": "global",
+    "rl.entropy": 0.0125,
+    "critic.decay": 0.75,  # Of each choice: a slate's end is far.
+  }
+}
 
 
 def get_config(variant: str = ""):
