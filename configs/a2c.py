@@ -8,7 +8,7 @@ from the slates that it has just shown (docs/methods.md). All else as in
 configs/dqn.py.
 """
 
-from configs import common, ddpg, dqn
+from configs import common, dqn
 
 CHANGES = {
   **dqn.CHANGES,
@@ -16,8 +16,13 @@ CHANGES = {
   "replay.agent": "a2c",
   "replay.capacity": 1,
 }
+# A gain of log-likelihood wants more noise than -Q does, and no higher rate.
+OWN = {
+  **dqn.OWN,
+  "learnt": {"rl_train.learning_rate": 2e-3, "replay.noise": 1.0},
+}
 
 
 def get_config(variant: str = ""):
   """The synthetic world's users, or the small world of trust."""
-  return common.build(CHANGES, variant, ddpg.OWN)
+  return common.build(CHANGES, variant, OWN)

@@ -8,7 +8,7 @@ A2C whose Q learns from rewards and V of what follows, and whose V from Q
 dqn.py, ddpg.py and hac.py.
 """
 
-from configs import a2c, common, ddpg
+from configs import a2c, common
 
 CHANGES = {
   **a2c.CHANGES,
@@ -19,4 +19,4 @@ CHANGES = {
 
 def get_config(variant: str = ""):
   """The synthetic world's users, or the small world of trust."""
-  return common.build(CHANGES, variant, ddpg.OWN)
+  return common.build(CHANGES, variant, a2c.OWN)
