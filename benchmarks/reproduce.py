@@ -5,7 +5,7 @@ not run again, so that the command can be stopped and started at will, and
 tables are written from whatever is finished.
 """
 
-from collections.abc import Sequence
+import hashlib
 import json
 import pathlib
 import shlex
@@ -251,34 +251,33 @@ TABLES = {
 }
 
 
-def command(table: Table, row: Row, seed: int, out: pathlib.Path, name: str):
-  """(workdir, argv) of one run."""
-  workdir = out / name / f"{row.system}-{seed}"
+def command(table: Table, row: Row, seed: int, out: pathlib.Path):
+  """(workdir, argv) of one run, which all tables share that ask for it."""
   config = f"configs/{row.config}.py"
   variants = [x for x in (table.variant, row.variant) if x]
   if variants:
     config += f":{','.join(variants)}"
   named = [f"--config.name={row.name}"] if row.name else []
+  asked = [f"--config={config}", f"--config.seed={seed}", *named, *row.flags]
+  code = hashlib.sha256(shlex.join(asked).encode()).hexdigest()[:8]
+  workdir = out / f"{row.system}-{seed}-{code}"
   return workdir, [
     "python",
     "-m",
     "launch.train",
-    f"--config={config}",
-    f"--config.seed={seed}",
-    *named,
-    *row.flags,
+    *asked,
     f"--workdir={workdir}",
     f"--artifacts={out / 'artifacts'}",
   ]
 
 
-def execute(todo: Sequence[tuple[pathlib.Path, list[str]]]) -> None:
+def execute(todo: dict[pathlib.Path, list[str]]) -> None:
   """Runs what is not done, one after the other, with an ETA.
 
   Raises:
     ValueError: a run failed; its log is named.
   """
-  for workdir, argv in tqdm.tqdm(todo, desc="rows", unit="run"):
+  for workdir, argv in tqdm.tqdm(todo.items(), desc="rows", unit="run"):
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / "log.txt", "a", encoding="utf-8") as log:
       begin = time.monotonic()
@@ -298,12 +297,12 @@ def seeds_of(row: Row, most: int = 0) -> range:
   return range(FIRST_SEED, FIRST_SEED + min(row.seeds, most or row.seeds))
 
 
-def collect(name: str, table: Table, out: pathlib.Path) -> dict:
+def collect(table: Table, out: pathlib.Path) -> dict:
   """system -> {seed: {metric: per-request array}} of finished runs."""
   found: dict[str, dict[int, dict]] = {}
   for row in table.rows:
     for seed in seeds_of(row):
-      workdir, _ = command(table, row, seed, out, name)
+      workdir, _ = command(table, row, seed, out)
       if not (workdir / report.REPORT).exists():
         continue
       judged = report.load_judgements(workdir / report.JUDGEMENTS)
@@ -314,7 +313,7 @@ def collect(name: str, table: Table, out: pathlib.Path) -> dict:
 
 def render(name: str, table: Table, out: pathlib.Path) -> str:
   """The table in Markdown, with paired differences to the own system."""
-  found = collect(name, table, out)
+  found = collect(table, out)
   first = table.metrics[0]
   apart = f"{table.own} minus it" if table.own else "it minus its rival"
   head = ["system", "seeds", *table.metrics, f"{apart} ({first})"]
@@ -336,19 +335,19 @@ def render(name: str, table: Table, out: pathlib.Path) -> str:
       text,
       "",
       *lines,
-      *_selection(name, table, out),
+      *_selection(table, out),
     ]
   )
 
 
-def _selection(name: str, table: Table, out: pathlib.Path) -> list[str]:
+def _selection(table: Table, out: pathlib.Path) -> list[str]:
   """What evaluator S's choice of a checkpoint cost, where truth is known."""
   shares = []
   for row in table.rows:
     if row.system != table.own:
       continue
     for seed in seeds_of(row):
-      workdir, _ = command(table, row, seed, out, name)
+      workdir, _ = command(table, row, seed, out)
       if not (workdir / report.REPORT).exists():
         continue
       text = (workdir / report.REPORT).read_text(encoding="utf-8")
@@ -429,14 +428,14 @@ def main(argv: list[str]) -> None:
         f"--tables={name} is unknown; choose from {', '.join(TABLES)}."
       )
   out = pathlib.Path(_RUNS.value)
-  todo = []
+  todo = {}
   for name in names:
     table = TABLES[name]
     for row in table.rows:
       for seed in seeds_of(row, _SEEDS.value):
-        workdir, run = command(table, row, seed, out, name)
+        workdir, run = command(table, row, seed, out)
         if not (workdir / report.REPORT).exists():
-          todo.append((workdir, run))
+          todo[workdir] = run
   try:
     execute(todo)
   finally:

@@ -17,9 +17,9 @@ TABLE = reproduce.Table(
 FIRST = reproduce.FIRST_SEED
 
 
-def _run(out, row, seed, systems, history=()):
+def _run(out, row, seed, systems, history=(), table=TABLE):
   """Leaves a report behind: system -> true utility of every request."""
-  workdir, _ = reproduce.command(TABLE, row, seed, out, "t")
+  workdir, _ = reproduce.command(table, row, seed, out)
   judged = {
     name: {
       "true_utility": np.asarray(worth, float),
@@ -73,14 +73,15 @@ def test_rows_are_held_against_what_they_name(tmp_path):
   )
   table = TABLE._replace(rows=rows, own="", variant="learnt")
   for i, noise in enumerate(np.random.default_rng(0).normal(size=(2, 400))):
-    _run(tmp_path, rows[0], FIRST + i, {"a2c": 1 + noise})
-    _run(tmp_path, rows[1], FIRST + i, {"a2c_apart": 1.2 + noise})
+    _run(tmp_path, rows[0], FIRST + i, {"a2c": 1 + noise}, table=table)
+    apart = {"a2c_apart": 1.2 + noise}
+    _run(tmp_path, rows[1], FIRST + i, apart, table=table)
   text = reproduce.render("t", table, tmp_path)
   assert "it minus its rival (share)" in text
   assert _cells(text, "a2c")[-1] == ""
   # .2 of an optimum of 2.
   assert float(_cells(text, "a2c_apart")[-1].split()[0]) == pytest.approx(0.1)
-  _, argv = reproduce.command(table, rows[1], 1, tmp_path, "t")
+  _, argv = reproduce.command(table, rows[1], 1, tmp_path)
   assert "--config=configs/a2c.py:learnt,disentangled" in argv
   assert "--config.name=a2c_apart" in argv
 
@@ -120,6 +121,19 @@ def test_every_table_names_configs_and_its_own_system():
     assert rivals <= set(names) and bool(rivals) != bool(table.own), name
     assert not table.own or table.own in names, name
     for row in table.rows:
-      _, argv = reproduce.command(table, row, 1, pathlib.Path("x"), name)
+      _, argv = reproduce.command(table, row, 1, pathlib.Path("x"))
       config = argv[3].removeprefix("--config=").split(":")[0]
       assert pathlib.Path(config).exists(), config
+
+
+def test_a_run_is_shared_by_tables_that_ask_for_it_and_by_no_other():
+  out, asked = pathlib.Path("x"), {}
+  for table in reproduce.TABLES.values():
+    for row in table.rows:
+      workdir, argv = reproduce.command(table, row, 1, out)
+      assert asked.setdefault(workdir, argv) == argv
+  td, sessions = (
+    {reproduce.command(table, row, 1, out)[0] for row in table.rows}
+    for table in map(reproduce.TABLES.get, ("kuairand_td", "kuairand_sessions"))
+  )
+  assert len(td & sessions) == 5
