@@ -23,10 +23,6 @@ def _config(variant, changes):
   return toys.frozen(hsrl.get_config(variant), changes)
 
 
-def _short(steps):
-  return {"rl_train.steps": steps, "rl_train.eval_every": steps}
-
-
 def _shares(config, folder):
   one = mesh.make(jax.devices()[:1])
   setting = session_pipeline.begin(config, folder, one)
@@ -36,7 +32,7 @@ def _shares(config, folder):
 
 def test_hsrl_finds_what_pays_in_the_long_run(tmp_path):
   """Most of a world's optimum in which greed for clicks has half of it."""
-  found = _shares(_config("trust", _short(300)), tmp_path)
+  found = _shares(_config("trust", {}), tmp_path)
   assert found["myopic"] <= 0.7
   assert found["greedy"] >= 0.97
   assert found["critic's error"] <= 0.05
@@ -47,7 +43,8 @@ def test_bootstrapping_at_terminals_instead_is_myopic(tmp_path, monkeypatch):
   right = values.across_slates
   wrong = lambda reward, left, *rest: right(reward, ~left, *rest)
   monkeypatch.setattr(values, "across_slates", wrong)
-  found = _shares(_config("trust", _short(200)), tmp_path)
+  fewer = {"rl_train.steps": 200, "rl_train.eval_every": 200}
+  found = _shares(_config("trust", fewer), tmp_path)
   assert found["greedy"] <= found["myopic"] + 0.05
 
 
