@@ -1,4 +1,4 @@
-r"""Advantage actor-critic over sessions: HSRL's plain rival, on its policy.
+r"""Advantage actor-critic over sessions: HSRL's plain rival.
 
   python -m launch.train --workdir=DIR --config=configs/a2c.py[:VARIANTS]
 

@@ -137,7 +137,20 @@ def dqn(
 
 
 class _Points(NamedTuple):
-  """What agents on points share."""
+  """Deterministic policy gradient over points (DDPG, Lillicrap et al. 2016).
+
+    z = mu(s),   slate = top-K of z . e_i,   actor's gain Q(s, mu(s)),
+
+  exploring by Gaussian noise on z. Top-K has no gradient, so the items'
+  vectors learn from clicks alone: the cross-entropy of sigmoid(z . e + b),
+  weighed by `config.clicks` (as HAC's authors do, arXiv 2302.03431).
+
+  Attributes:
+    actor: mu and the items' vectors.
+    critic: Q(s, z) and V(s).
+    session: whose discount values have.
+    config: the numbers of exploring.
+  """
 
   actor: PointActor
   critic: PointCritic
@@ -216,7 +229,12 @@ class _Points(NamedTuple):
 
 
 class _HyperPoints(_Points):
-  """Points whose slates are valued, too (HAC)."""
+  """Hyper-Actor Critic (arXiv 2302.03431), KuaiSim's strongest baseline.
+
+  A Gaussian actor over points z, slates as DDPG's. The critic values both
+  actions by one function, Q(s, z) and Q(s, h(slate)) with h the point that
+  the slate's pooled items stand for, and |h(slate) - z|^2 aligns them.
+  """
 
   def pooled(self, params, catalogue, request, move):
     own = {"params": params["critic"]}
@@ -237,84 +255,7 @@ class _HyperPoints(_Points):
 
 
 class _LikelyPoints(_Points):
-  """Points that are made more likely where they did well (A2C)."""
-
-  def improve(self, params, catalogue, transition):
-    """-beta A log pi(z | s) / unit, and `liking`."""
-    answer, request = transition.answer, transition.request
-    fixed = jax.lax.stop_gradient(params)
-    target = offpolicy.td_target(
-      answer.per_item.sum(-1),
-      answer.left,
-      self.ahead(fixed, catalogue, transition.after),
-      self.session.gamma,
-    )
-    gain = target - self.ahead(fixed, catalogue, request)
-    logp = self.logp(params, catalogue, request, transition.move)
-    beta = offpolicy.importance(logp, transition.move.logp, self.config.clip)
-    liking = self.liking(params, catalogue, transition)
-    return liking - beta * gain * logp / self.critic.unit
-
-
-def _agent(kind, policy, sizes, session, config) -> Agent:
-  """The functions of _Points, or of a kind of them."""
-  actor = PointActor(policy, sizes)
-  critic = PointCritic(policy, sizes, session.unit)
-  parts = kind(actor, critic, session, config)
-  return Agent(**{name: getattr(parts, name) for name in Agent._fields})
-
-
-def ddpg(
-  policy: PolicyConfig,
-  sizes: Sizes,
-  session: SessionConfig,
-  config: ReplayConfig,
-) -> Agent:
-  """Deterministic policy gradient over points (Lillicrap et al. 2016).
-
-    z = mu(s),   slate = top-K of z . e_i,   actor's gain Q(s, mu(s)),
-
-  exploring by Gaussian noise on z. Top-K has no gradient, so the items'
-  vectors learn from clicks alone: the cross-entropy of sigmoid(z . e + b),
-  weighed by `config.clicks` (as HAC's authors do, arXiv 2302.03431).
-
-  Args:
-    policy: widths.
-    sizes: the data's.
-    session: whose discount and unit values have.
-    config: the numbers of exploring.
-  """
-  return _agent(_Points, policy, sizes, session, config)
-
-
-def hac(
-  policy: PolicyConfig,
-  sizes: Sizes,
-  session: SessionConfig,
-  config: ReplayConfig,
-) -> Agent:
-  """Hyper-Actor Critic (arXiv 2302.03431), KuaiSim's strongest baseline.
-
-  A Gaussian actor over points z, slates as DDPG's. The critic values both
-  actions by one function, Q(s, z) and Q(s, h(slate)) with h the point that
-  the slate's pooled items stand for, and |h(slate) - z|^2 aligns them.
-
-  Args:
-    policy: widths.
-    sizes: the data's.
-    session: whose discount and unit values have.
-    config: the numbers of exploring.
-  """
-  return _agent(_HyperPoints, policy, sizes, session, config)
-
-
-def a2c(
-  policy: PolicyConfig,
-  sizes: Sizes,
-  session: SessionConfig,
-  config: ReplayConfig,
-) -> Agent:
-  """Advantage actor-critic over points (Mnih et al. 2016).
+  """Advantage actor-critic over points (A2C, Mnih et al. 2016).
 
     z ~ N(mu(s), noise^2),   slate = top-K of z . e_i,
     actor's gain beta A log pi(z | s),   A = r + gamma (1 - left) V(s') - V(s),
@@ -323,14 +264,38 @@ def a2c(
   from what it has just done (`config.capacity` 1); beta, as in
   `offpolicy.importance`, is for what gradient steps since have changed. Items'
   vectors learn as DDPG's do.
-
-  Args:
-    policy: widths.
-    sizes: the data's.
-    session: whose discount and unit values have.
-    config: the numbers of exploring.
   """
-  return _agent(_LikelyPoints, policy, sizes, session, config)
+
+  def improve(self, params, catalogue, transition):
+    """-beta A log pi(z | s) / unit, and `liking`."""
+    request = transition.request
+    fixed = jax.lax.stop_gradient(params)
+    ahead = self.ahead(fixed, catalogue, transition.after)
+    target = transition.target(ahead, self.session.gamma)
+    gain = target - self.ahead(fixed, catalogue, request)
+    logp = self.logp(params, catalogue, request, transition.move)
+    beta = offpolicy.importance(logp, transition.move.logp, self.config.clip)
+    liking = self.liking(params, catalogue, transition)
+    return liking - beta * gain * logp / self.critic.unit
 
 
-AGENTS = {"dqn": dqn, "ddpg": ddpg, "hac": hac, "a2c": a2c}
+def _on_points(
+  kind: type[_Points],
+  policy: PolicyConfig,
+  sizes: Sizes,
+  session: SessionConfig,
+  config: ReplayConfig,
+) -> Agent:
+  """The functions of a kind of points; else the arguments are `dqn`'s."""
+  actor = PointActor(policy, sizes)
+  critic = PointCritic(policy, sizes, session.unit)
+  parts = kind(actor, critic, session, config)
+  return Agent(**{name: getattr(parts, name) for name in Agent._fields})
+
+
+AGENTS = {
+  "dqn": dqn,
+  "ddpg": functools.partial(_on_points, _Points),
+  "hac": functools.partial(_on_points, _HyperPoints),
+  "a2c": functools.partial(_on_points, _LikelyPoints),
+}

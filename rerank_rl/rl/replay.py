@@ -6,6 +6,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from rerank_rl.rl import offpolicy
 from rerank_rl.simulation.session import Answer
 from rerank_rl.types import Array, Request
 
@@ -40,6 +41,11 @@ class Transition(struct.PyTreeNode):
   move: Move
   answer: Answer
   after: Request
+
+  def target(self, ahead: Array, gamma: float) -> Array:
+    """`offpolicy.td_target` f32[B], with V(s') = `ahead`."""
+    reward = self.answer.per_item.sum(-1)
+    return offpolicy.td_target(reward, self.answer.left, ahead, gamma)
 
 
 class Ring(struct.PyTreeNode):

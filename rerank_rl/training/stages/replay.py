@@ -46,9 +46,7 @@ def check(config: Config) -> None:
 
 def _quality(method, params, catalogue, batch, ahead) -> tuple[Loss, Array]:
   """(L_Q, Q(s, a) f32[B, X]) with V(s') = `ahead`."""
-  answer = batch.answer
-  reward = answer.per_item.sum(-1)
-  target = offpolicy.td_target(reward, answer.left, ahead, method.gamma)
+  target = batch.target(ahead, method.gamma)
   quality = method.agent.quality(params, catalogue, batch.request, batch.move)
   wide = jnp.broadcast_to(target[:, None], quality.shape)
   return offpolicy.quality_loss(quality, wide), quality
