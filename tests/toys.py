@@ -79,7 +79,15 @@ def policy(
   config = PolicyConfig(head=head, dim=16, layers=layers)
   made: Policy = make_policy(config, sizes)
   params = jax.jit(made.init)(jax.random.key(seed), catalogue(), request())
-  return made, jax.tree.map(lambda x: x * sharpness, params)
+  return made, scaled(params, sharpness)
+
+
+def scaled(params, factor: float):
+  """Parameters times a number.
+
+  In numpy: eager arithmetic on a tree compiles a program for every shape.
+  """
+  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x) * factor), params)
 
 
 def wide_policy(head: str):
@@ -88,7 +96,7 @@ def wide_policy(head: str):
   Only an error can then be seen: rounding stays near 1e-14.
   """
   config = PolicyConfig(head=head, dim=16, dtype="float64")
-  to_wide = lambda x: jnp.asarray(x, jnp.float64)
+  to_wide = lambda x: jnp.asarray(np.float64(x))
   return make_policy(config, SIZES), jax.tree.map(to_wide, policy(head)[1])
 
 

@@ -209,6 +209,7 @@ def test_members_learn_apart(pair):
   item, place = _row([3, 1], [4, 0, 9])
   batch = Windows(item, place, jnp.where(item >= 0, 5, PAD))
 
+  @jax.jit
   def grad(params):
     key = jax.random.key(2)
     loss = lambda p: sft.cross_entropy(still, TREE, p, batch, key)[0]

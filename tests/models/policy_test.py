@@ -1,5 +1,7 @@
 """The prefix-LM sees what it may and nothing else."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from rerank_rl.rl import learner
 from tests import toys
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _scores(policy, params, request, slate):
   game = sample.prepare(policy, params, toys.catalogue(), request)
   return learner.score_slates(policy, params, game, slate)
@@ -73,7 +76,8 @@ def test_everything_in_the_request_is_read(field):
 def test_a_goal_is_one_more_prompt_token():
   policy, _ = toys.policy("global")
   request = toys.request(batch=1).replace(goal=jnp.ones((1, 2)))
-  params = policy.init(jax.random.key(0), toys.catalogue(), request)
+  init = jax.jit(policy.init)
+  params = init(jax.random.key(0), toys.catalogue(), request)
   slate = jnp.array([[[0, 1, 2]]])
   one = _scores(policy, params, request, slate).logp
   two = _scores(policy, params, request.replace(goal=-request.goal), slate).logp

@@ -10,6 +10,7 @@ from rerank_rl.types import PAD, Request
 
 B, WINDOW, ITEMS, SLOTS = 3, 5, 30, 4
 MODEL = ResponseModel(SLOTS, signals=2, window=WINDOW, dim=8, layers=3)
+APPLY = jax.jit(MODEL.apply, static_argnames="method")
 
 
 def _request(history):
@@ -29,24 +30,22 @@ def fitted():
   features = jax.random.normal(jax.random.key(2), (ITEMS, 6))
   history = jnp.full((B, WINDOW), PAD)
   slate = jnp.zeros((B, 1, SLOTS), jnp.int32)
-  params = MODEL.init(jax.random.key(3), features, _request(history), slate)
-  leaves, tree = jax.tree.flatten(params["params"])
-  keys = jax.random.split(jax.random.key(4), len(leaves))
-  moved = [
-    x + 0.3 * jax.random.normal(k, x.shape)
-    for x, k in zip(leaves, keys, strict=True)
-  ]
-  return features, jax.tree.unflatten(tree, moved)
+  init = jax.jit(MODEL.init)
+  params = init(jax.random.key(3), features, _request(history), slate)
+  random = np.random.default_rng(4)
+  moved = jax.tree.map(
+    lambda x: np.float32(x + 0.3 * random.normal(size=x.shape)),
+    params["params"],
+  )
+  return features, moved
 
 
 def _read(fitted, rows, parts):
   """The state after items i32[B, E], read in parts; PAD is not clicked."""
   features, params = fitted
-  ask = lambda method, *args: MODEL.apply(
-    {"params": params}, *args, method=method
-  )
+  ask = lambda method, *args: APPLY({"params": params}, *args, method=method)
   table = ask("table", features)
-  memory = ask("blank", len(rows))
+  memory = MODEL.apply({"params": params}, len(rows), method="blank")
   for part in np.split(rows, np.cumsum(parts)[:-1], axis=1):
     part = jnp.asarray(part)
     items = table[jnp.maximum(part, 0)]
@@ -94,7 +93,7 @@ def test_an_answer_sees_the_items_above_and_none_below(fitted):
   features, params = fitted
   request = _request(jnp.array([[PAD, PAD, 4, 5, 6]]))
   slate = jnp.array([[[2, 7, 1, 3], [2, 7, 9, 8], [7, 2, 1, 3]]])
-  out = MODEL.apply({"params": params}, features, request, slate)
+  out = APPLY({"params": params}, features, request, slate)
   assert out.shape == (1, 3, SLOTS, 2)
   np.testing.assert_allclose(out[0, 0, :2], out[0, 1, :2], atol=1e-5)
   assert np.abs(out[0, 0, 2:] - out[0, 2, 2:]).max() > 1e-3

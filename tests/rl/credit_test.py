@@ -1,5 +1,7 @@
 """Credit against its definition, edge by edge."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from rerank_rl.types import PAD
 from tests import toys
 
 
+@functools.cache
 def _grown(kind):
   policy, params = toys.policy("global")
 
@@ -26,7 +29,7 @@ def _grown(kind):
       return fixed_tree.fixed_tree(policy, params, game, (2, 1, 1, 4, 2), key)
     return tree.merge(sample.chains(policy, params, game, key, 16))
 
-  return grow(params)
+  return jax.device_get(grow(params))
 
 
 def _families(made, b):
@@ -109,7 +112,7 @@ def test_confined_is_the_gradient_within_the_tree(kind):
   logp = tree.on_path(made, made.logp_old)
   some = np.array([0, 2])  # Request 2 has two candidates.
   worth = lambda x: sum(_confined_worth(made, x, b) for b in some)
-  wanted = tree.sum_to_edges(made, jax.grad(worth)(logp))
+  wanted = tree.sum_to_edges(made, jax.jit(jax.grad(worth))(logp))
   given = credit.confined(made, toys.outcome(made))
   got = np.asarray(given.positive + given.negative)
   assert np.abs(got).max() > 0.01
@@ -170,13 +173,14 @@ def test_mean_reward_is_over_the_rollouts_through_an_edge():
 
 def _assert_on_edges(given, made, each, atol=1e-5):
   """Advantages f[B, G, T] of rollouts' tokens, by the definition of Credit."""
-  G = made.path.shape[1]
-  for b in range(made.token.shape[0]):
-    for e in range(made.token.shape[1]):
-      own = each[b][np.asarray(made.path[b]) == e]
-      good, bad = own[own > 0].sum() / G, own[own < 0].sum() / G
-      np.testing.assert_allclose(given.positive[b, e], good, atol=atol)
-      np.testing.assert_allclose(given.negative[b, e], bad, atol=atol)
+  path, each = np.asarray(made.path), np.asarray(each)
+  G = path.shape[1]
+  want = np.zeros((2, *made.token.shape))
+  for b, e in np.ndindex(made.token.shape):
+    own = each[b][path[b] == e]
+    want[:, b, e] = own[own > 0].sum() / G, own[own < 0].sum() / G
+  np.testing.assert_allclose(given.positive, want[0], atol=atol)
+  np.testing.assert_allclose(given.negative, want[1], atol=atol)
 
 
 def _held_against_the_group(made, each):
@@ -286,9 +290,10 @@ def test_stratified_samples_credit_slates_as_the_gradient_does():
 
   @jax.jit
   def run(keys):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    every = np.broadcast_to(slates, (4, *slates.shape))
-    logp = learner.score_slates(policy, params, game, every).logp.sum(-1)[0]
+    request = toys.request(batch=1)
+    game = sample.prepare(policy, params, toys.catalogue(), request)
+    every = learner.score_slates(policy, params, game, slates[None])
+    p = jnp.exp(every.logp.sum(-1)[0])
 
     def once(key):
       made = sample.stratified(policy, params, game, key, group)
@@ -296,7 +301,7 @@ def test_stratified_samples_credit_slates_as_the_gradient_does():
       same = (made.slate[0][:, None] == slates[None]).all(-1)
       return (leaf[:, None] * same).mean(0)
 
-    return jnp.exp(logp), jax.lax.map(once, keys).mean(0)
+    return p, jax.lax.map(once, keys, batch_size=50).mean(0)
 
   p, found = run(jax.random.split(jax.random.key(0), 4000))
   reward = np.sin(slates @ np.array([5.0, 3.0, 1.0]))

@@ -1,5 +1,7 @@
 """Credit and objectives against hand calculation, and merged = unmerged."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +12,32 @@ from rerank_rl.rl import credit, learner, objectives
 from tests import toys
 
 
-def _play(group=16):
-  return _played(*toys.policy("global"), group)
+@functools.cache
+def _play():
+  return _played(*toys.policy("global"))
 
 
-def _played(policy, params, group):
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-  chains = sample.chains(policy, params, game, jax.random.key(0), group)
+def _played(policy, params):
+  @jax.jit
+  def sampled(params):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    return sample.chains(policy, params, game, jax.random.key(0), 16)
+
+  chains = sampled(params)
   return policy, params, chains, toys.outcome(chains)
+
+
+@functools.cache
+def _scorer():
+  """Scores of the slates that `_play` made, by other parameters."""
+  policy, _, chains, _ = _play()
+
+  @jax.jit
+  def scored(params):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    return learner.score_slates(policy, params, game, chains.slate)
+
+  return scored
 
 
 def _loss(policy, params, t, outcome, objective):
@@ -41,9 +61,9 @@ def _loss(policy, params, t, outcome, objective):
 def test_merged_and_unmerged_trees_give_one_gradient(objective):
   with jax.enable_x64(True):
     policy, params = toys.wide_policy("global")
-    _, _, chains, outcome = _played(policy, params, 16)
+    _, _, chains, outcome = _played(policy, params)
     # Away from the sampling policy, so that clipping acts.
-    moved = jax.tree.map(lambda x: x * 1.05, params)
+    moved = toys.scaled(params, 1.05)
     grad = jax.jit(
       jax.grad(lambda p, t: _loss(policy, p, t, outcome, objective))
     )
@@ -66,10 +86,8 @@ def test_centred_credit_keeps_what_is_at_stake():
 
 
 def test_clipped_equals_the_usual_minimum():
-  policy, params, chains, outcome = _play()
-  moved = jax.tree.map(lambda x: x * 1.05, params)
-  game = sample.prepare(policy, moved, toys.catalogue(), toys.request())
-  scores = learner.score_slates(policy, moved, game, chains.slate)
+  _, params, chains, outcome = _play()
+  scores = _scorer()(toys.scaled(params, 1.05))
   got = objectives.clipped(chains, scores, credit.group(chains, outcome), 0.1)
   r = np.exp(scores.logp - tree.on_path(chains, chains.logp_old))
   a = np.asarray(credit.normalise(outcome.reward, tree.found(chains)))[
@@ -84,10 +102,9 @@ def test_clipped_equals_the_usual_minimum():
 
 def test_rovers_first_gradient_is_twice_reinforce():
   policy, params, chains, outcome = _play()
-  catalogue, request = toys.catalogue(), toys.request()
 
   def loss(params, objective, given):
-    game = sample.prepare(policy, params, catalogue, request)
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
     scores = learner.score_slates(policy, params, game, chains.slate)
     out = objective(chains, scores, given, 0.2)
     return out.total / out.denominator
@@ -104,17 +121,12 @@ def test_rovers_first_gradient_is_twice_reinforce():
 
 
 def test_uniform_q_equals_its_definition():
-  policy, params, chains, outcome = _play()
-  moved = jax.tree.map(lambda x: x * 1.05, params)
-  catalogue, request = toys.catalogue(), toys.request()
-
-  def scored(p):
-    game = sample.prepare(policy, p, catalogue, request)
-    return learner.score_slates(policy, p, game, chains.slate)
-
-  new, old = scored(moved), scored(params)
+  _, params, chains, outcome = _play()
+  moved = toys.scaled(params, 1.05)
+  new, old = map(_scorer(), (moved, params))
   given = credit.centred(chains, outcome)
   got = objectives.uniform_q(chains, new, given, 0.2)
+  new, old = jax.device_get((new, old))
   reward = np.asarray(outcome.reward)
   total = 0.0
   B, G, T = new.logp.shape
@@ -145,15 +157,9 @@ def test_normalise_is_silent_without_variance():
 
 
 def test_kl_and_entropy_are_exact():
-  policy, params, chains, _ = _play()
-  catalogue, request = toys.catalogue(), toys.request()
-  other = jax.tree.map(lambda x: x * 0.7, params)
-
-  def scored(p):
-    game = sample.prepare(policy, p, catalogue, request)
-    return learner.score_slates(policy, p, game, chains.slate)
-
-  mine, old = scored(params), scored(other)
+  _, params, _, _ = _play()
+  other = toys.scaled(params, 0.7)
+  mine, old = map(_scorer(), (params, other))
   legal = np.asarray(mine.legal)
   p = np.where(legal, np.exp(np.asarray(mine.dist, np.float64)), 0)
   q = np.where(legal, np.exp(np.asarray(old.dist, np.float64)), 1)

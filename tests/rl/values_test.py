@@ -132,9 +132,10 @@ def test_a_states_value_is_its_childrens_mean():
   policy, params, game, tree = _play()
   made, critic = _critic()
   read = _along(critic, params, game, tree.slate)
-  scores = learner.score_slates(policy, params, game, tree.slate)
+  score = jax.jit(learner.score_slates, static_argnums=0)
+  scores = score(policy, params, game, tree.slate)
   ranks = sample.ranks_of(game.trie, tree.slate)
-  states = policy.states(params, game.prompt, ranks)
+  states = jax.jit(policy.states)(params, game.prompt, ranks)
   B, G = tree.slate.shape[:2]
   slot = jnp.broadcast_to(jnp.arange(K), (B, G, K)).reshape(B, G * K)
   for level in range(L):
@@ -175,7 +176,7 @@ def test_the_policy_gets_no_gradient():
 
 def test_temporal_differences_learn_the_reward():
   """The value of a finished slate is its reward, which the last head learns."""
-  policy, params, game, tree = _play(64)
+  policy, params, game, tree = _play(32)
   made, critic = _critic()
   reward = jnp.sin(tree.slate @ jnp.array([0.9, 0.4, 0.2]))
   outcome = _outcome(jnp.zeros(tree.slate.shape).at[..., -1].set(reward))
