@@ -49,10 +49,13 @@ def test_shape_and_distinct_siblings():
 def test_one_child_a_node_is_an_ordinary_sample():
   made = _trees((1,), keys=3000)
   policy, params = toys.policy("global")
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-  chains = jax.jit(
-    lambda p: sample.chains(policy, p, game, jax.random.key(1), 3000)
-  )(params)
+
+  @jax.jit
+  def sampled(params):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    return sample.chains(policy, params, game, jax.random.key(1), 3000)
+
+  chains = sampled(params)
   one = np.asarray(made.slate)[:, 0, 0] @ np.array([25, 5, 1])
   two = np.asarray(chains.slate)[0] @ np.array([25, 5, 1])
   kinds = np.unique(np.concatenate([one, two]))
@@ -68,8 +71,13 @@ def test_log_probs_are_the_policys():
   made = jax.tree.map(lambda x: x[0], _trees((4, 2)))
   logp = tree.on_path(made, made.logp_old).sum(-1)
   policy, params = toys.policy("global")
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-  scores = learner.score_slates(policy, params, game, made.slate)
+
+  @jax.jit
+  def score(params):
+    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    return learner.score_slates(policy, params, game, made.slate)
+
+  scores = score(params)
   np.testing.assert_allclose(logp, scores.logp.sum(-1), atol=1e-4)
 
 

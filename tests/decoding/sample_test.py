@@ -1,5 +1,7 @@
 """Rollouts: the probabilities are right, and samples follow them."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,11 @@ from rerank_rl.types import PAD
 from tests import toys
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _scores(policy, params, slate):
-  @jax.jit
-  def score(params, request, slate):
-    game = sample.prepare(policy, params, toys.catalogue(), request)
-    return learner.score_slates(policy, params, game, slate)
-
-  return score(params, toys.request(), jnp.asarray(slate))
+  request = toys.request(batch=len(slate))
+  game = sample.prepare(policy, params, toys.catalogue(), request)
+  return learner.score_slates(policy, params, game, slate)
 
 
 def _chains(policy, params, key, group, temperature=1.0, batch=4, rules=()):
@@ -45,9 +45,9 @@ def test_all_slates_sum_to_one(head):
   np.testing.assert_allclose(total, 1.0, atol=1e-5)
 
 
-def _probabilities(policy, params):
-  """Of each of request 0's slates, f64[60]."""
-  slates = np.broadcast_to(toys.every_slate(), (4, 60, 3))
+def _probabilities(policy, params, batch=4):
+  """Of each slate of the first of `batch` requests, f64[60]."""
+  slates = np.broadcast_to(toys.every_slate(), (batch, 60, 3))
   logp = _scores(policy, params, slates).logp
   return np.exp(np.asarray(logp, np.float64).sum(-1))[0]
 
@@ -84,12 +84,13 @@ def test_stratified_samples_follow_and_share_out_the_probabilities():
 
   @jax.jit
   def draw(keys):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    request = toys.request(batch=1)
+    game = sample.prepare(policy, params, toys.catalogue(), request)
     many = lambda k: sample.stratified(policy, params, game, k, group).slate[0]
-    return jax.lax.map(many, keys)
+    return jax.lax.map(many, keys, batch_size=50)
 
   slates = np.asarray(draw(jax.random.split(jax.random.key(0), 3000)))
-  expected = _probabilities(policy, params)
+  expected = _probabilities(policy, params, batch=1)
   # Any one leaf is a sample of the policy.
   for leaf in (0, 7):
     assert _chi_square(slates[:, leaf], expected) > 1e-3

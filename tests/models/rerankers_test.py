@@ -11,9 +11,15 @@ from rerank_rl.types import PAD
 from tests import toys
 
 
+def _made(queries):
+  """A reranker whose functions are compiled."""
+  made = rerankers.make_reranker(PolicyConfig(dim=16), toys.SIZES, queries)
+  return rerankers.Reranker(*map(jax.jit, made))
+
+
 @pytest.mark.parametrize("queries", (1, 3))
 def test_order_of_candidates_does_not_matter(queries):
-  model = rerankers.make_reranker(PolicyConfig(dim=16), toys.SIZES, queries)
+  model = _made(queries)
   request = toys.request(batch=1)
   params = model.init(jax.random.key(0), toys.catalogue(), request)
   logits = model.logits(params, toys.catalogue(), request)
@@ -52,7 +58,7 @@ def test_mmr_trades_relevance_for_difference():
 
 
 def test_slot_biases_are_for_training_alone():
-  model = rerankers.make_reranker(PolicyConfig(dim=16), toys.SIZES, 1)
+  model = _made(1)
   request = toys.request(batch=2)
   params = model.init(jax.random.key(0), toys.catalogue(), request)
   moved = params | {"place": jnp.array([1.0, 2.0, 3.0])}
