@@ -19,8 +19,9 @@ from rerank_rl.types import PAD, ROOT
 from tests import toys
 
 
-def _tree(kind, head="global"):
-  policy, params = toys.policy(head)
+@functools.cache
+def _tree(kind):
+  policy, params = toys.policy("global")
 
   @jax.jit
   def grow(params, request):
@@ -37,7 +38,7 @@ def _tree(kind, head="global"):
       out = tree.merge(out) if kind == "merged" else out
     return out, learner.score_slates(policy, params, game, out.slate)
 
-  return grow(params, toys.request())
+  return jax.device_get(grow(params, toys.request()))
 
 
 @functools.cache
@@ -130,16 +131,20 @@ def test_beam_is_exact_when_wide_enough():
 
 def test_stochastic_beam_draws_without_replacement_in_proportion():
   policy, params = toys.policy("global", sharpness=1.0)
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
   slates = toys.every_slate()
-  logp = learner.score_slates(
-    policy, params, game, jnp.asarray(np.broadcast_to(slates, (4, 60, 3)))
-  ).logp
-  p = np.exp(np.asarray(logp, np.float64).sum(-1))[0]
-  draw = jax.jit(
-    lambda key: beam.beam(policy, params, game, 4, key=key).slate[0]
+
+  @jax.jit
+  def run(params, keys):
+    request = toys.request(batch=1)
+    game = sample.prepare(policy, params, toys.catalogue(), request)
+    every = learner.score_slates(policy, params, game, slates[None])
+    draw = lambda key: beam.beam(policy, params, game, 4, key=key).slate[0]
+    return every.logp[0].sum(-1), jax.lax.map(draw, keys, batch_size=50)
+
+  logp, drawn = jax.device_get(
+    run(params, jax.random.split(jax.random.key(0), 600))
   )
-  drawn = np.stack([draw(jax.random.key(i)) for i in range(600)])
+  p = np.exp(np.float64(logp))
   code = np.array([25, 5, 1])
   assert all(len(set(row)) == 4 for row in drawn @ code)
   # The first beam alone is a sample of the policy.

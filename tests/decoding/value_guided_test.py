@@ -18,13 +18,16 @@ FULL = (0, 3)  # Requests with all five candidates.
 
 
 @functools.cache
-def _search(budget, head="global"):
+def _search(budget, head="global", leaves=None, seed=None):
   policy, params = toys.policy(head)
+  key = None if seed is None else jax.random.key(seed)
 
   @jax.jit
   def search(params):
     game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    made = value_guided.value_guided(policy, params, toys.value, game, budget)
+    made = value_guided.value_guided(
+      policy, params, toys.value, game, budget, leaves=leaves, key=key
+    )
     scores = learner.score_slates(policy, params, game, made.slate)
     return made, scores.logp.sum(-1)
 
@@ -48,11 +51,7 @@ def test_the_budget_is_kept_and_spent(budget):
 
 def test_leaves_can_be_bounded():
   whole, _ = _search(40)
-  policy, params = toys.policy("global")
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-  few = value_guided.value_guided(
-    policy, params, toys.value, game, 40, leaves=3
-  )
+  few, _ = _search(40, leaves=3)
   # The same search, ended when its places are taken.
   np.testing.assert_array_equal(few.slate, whole.slate[:, :3])
   assert (_fed(few) < _fed(whole)).any()
@@ -61,7 +60,8 @@ def test_leaves_can_be_bounded():
 def test_the_least_budget_is_the_greedy_slate():
   made, _ = _search(T - 1)
   policy, params = toys.policy("global")
-  greedy = sample.greedy(policy, params, toys.catalogue(), toys.request())
+  play = jax.jit(sample.greedy, static_argnums=0)
+  greedy = play(policy, params, toys.catalogue(), toys.request())
   assert made.slate.shape[1] == 1
   np.testing.assert_array_equal(made.slate[:, 0], greedy)
   later, _ = _search(40)
@@ -100,12 +100,7 @@ def test_walks_with_a_key_are_drawn_from_the_policy():
 
 
 def test_branches_of_drawn_walks_are_distinct_slates():
-  policy, params = toys.policy("global")
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-  key = jax.random.key(1)
-  made = value_guided.value_guided(
-    policy, params, toys.value, game, 40, key=key
-  )
+  made, _ = _search(40, seed=1)
   for b in FULL:
     slates = np.asarray(made.slate[b])
     slates = slates[(slates != PAD).any(-1)]

@@ -11,6 +11,9 @@ from tests.simulation import learnt_test as responding
 
 ITEMS, K, N = responding.ITEMS, responding.K, responding.N
 ROWS = 600
+_on_log = jax.jit(
+  lambda users, log: learnt.on_log(users.opinions, users, log)
+)
 
 
 def _log():
@@ -92,7 +95,7 @@ def test_opinions_are_what_they_say(fitted):
 def test_each_opinion_is_for_as_many_as_were_clicked(fitted):
   users, log, _ = fitted
   shown, feedback, real = _flat(log)
-  opinion = np.asarray(learnt.on_log(users.opinions, users, log))
+  opinion = np.asarray(_on_log(users, log))
   above = opinion.swapaxes(1, 2)[real] > np.asarray(users.bars)
   np.testing.assert_allclose(
     above.mean(0), feedback[:, 0].mean(), atol=1 / shown.size + 1e-6
@@ -123,7 +126,7 @@ def test_logic_weighs_what_it_explains(fitted):
   users, log, features = fitted
   assert users.logic < 0.2
   law, _ = responding._law()
-  opinion = np.asarray(learnt.on_log(users.opinions, users, log))
+  opinion = np.asarray(_on_log(users, log))
   agreed = (opinion > np.asarray(users.bars)[:, None]).sum(1) >= 2
   random = np.random.default_rng(4)
   obeyed = np.where(random.random(agreed.shape) < 0.8, agreed, 0.5)

@@ -39,7 +39,8 @@ def _law(topics=None, **changes):
   start = _start()
   features = jax.random.normal(jax.random.key(0), (ITEMS, 5))
   slate = start.slate[:, None]
-  params = MODEL.init(jax.random.key(1), features, start.request, slate)
+  init = jax.jit(MODEL.init)
+  params = init(jax.random.key(1), features, start.request, slate)
   vectors = jax.random.normal(jax.random.key(2), (ITEMS, 4))
   offers = np.stack(
     [np.random.default_rng(i).permutation(ITEMS)[: TURNS * N] for i in (0, 1)]
