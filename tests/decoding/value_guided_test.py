@@ -160,7 +160,8 @@ def test_siblings_have_values_of_their_own():
   B, N = game.trie.order.shape
   placed = jnp.full((B, toys.SIZES.slots), PAD, jnp.int32)
   none, zero = jnp.full((B,), PAD, jnp.int32), jnp.zeros((B,), jnp.int32)
-  logp, worth, legal = value_guided._children(
+  look = jax.jit(value_guided._children, static_argnums=(0, 2))
+  logp, worth, legal = look(
     policy, params, toys.value, game, (), game.prompt.root, placed, none, zero
   )
   for b in FULL:

@@ -71,9 +71,9 @@ def test_rates_are_shrunk_means(fitted):
 def test_opinions_are_what_they_say(fitted):
   users, log, features = fitted
   row = jax.tree.map(lambda x: x[1], log)
-  met = learnt.learnt(users).meet(row)
+  met = jax.jit(learnt.learnt(users).meet)(row)
   shown = np.array([4, 9, 30])
-  got = users.opinions(met, jnp.asarray(shown))
+  got = jax.jit(users.opinions)(met, jnp.asarray(shown))
   own = features - features.mean(0)
   own /= np.linalg.norm(own, axis=1, keepdims=True)
   past = np.asarray(row.request.history)

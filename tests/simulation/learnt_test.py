@@ -14,6 +14,7 @@ from rerank_rl.types import PAD, Impression, Request
 
 ITEMS, TURNS, N, K, H = 40, 4, 8, 3, 6
 MODEL = ResponseModel(K, signals=2, window=H, dim=8, dropout=0.5)
+INIT, APPLY = jax.jit(MODEL.init), jax.jit(MODEL.apply)
 
 
 def _start(count=2):
@@ -39,8 +40,7 @@ def _law(topics=None, **changes):
   start = _start()
   features = jax.random.normal(jax.random.key(0), (ITEMS, 5))
   slate = start.slate[:, None]
-  init = jax.jit(MODEL.init)
-  params = init(jax.random.key(1), features, start.request, slate)
+  params = INIT(jax.random.key(1), features, start.request, slate)
   vectors = jax.random.normal(jax.random.key(2), (ITEMS, 4))
   offers = np.stack(
     [np.random.default_rng(i).permutation(ITEMS)[: TURNS * N] for i in (0, 1)]
@@ -78,7 +78,7 @@ def test_signals_come_as_the_model_says():
   for turn in (0, 2):
     request = jax.tree.map(operator.itemgetter(turn), out.request)
     slate = jnp.broadcast_to(jnp.array([5, 0, 2]), (4000, 1, K))
-    logits = MODEL.apply({"params": law.params}, features, request, slate)
+    logits = APPLY({"params": law.params}, features, request, slate)
     logits = np.asarray(logits[:, 0] * law.scale[None, None])
     chance = jax.nn.sigmoid(logits + np.asarray(law.shift)[None, None])
     want = (chance @ jnp.array([1.0, 2.0])).mean(0) / K
@@ -124,12 +124,14 @@ def test_what_is_shown_is_counted_and_read():
     np.testing.assert_array_equal(lately[turn + 1][:, 2], lately[0][:, 2])
   one = jax.tree.map(operator.itemgetter(0), _start())
   them = learnt.learnt(never)
-  state = them.begin(them.meet(one), jax.random.key(7))
+  state = jax.jit(lambda row, key: them.begin(them.meet(row), key))(
+    one, jax.random.key(7)
+  )
   slate = jnp.array([5, 0, 2])
-  state, *_ = them.react(state, slate, jax.random.key(8))
+  state, *_ = jax.jit(them.react)(state, slate, jax.random.key(8))
   request = jax.tree.map(lambda x: x[None], them.request(state))
-  said = law.chances(state, request.candidates[0, slate])
-  logits = MODEL.apply(
+  said = jax.jit(law.chances)(state, request.candidates[0, slate])
+  logits = APPLY(
     {"params": law.params}, features, request, slate[None, None]
   )[0, 0]
   want = jax.nn.sigmoid(logits * law.scale[None] + law.shift[None])

@@ -87,8 +87,9 @@ def test_the_control_pays_for_nothing():
   minus = jnp.full(token.shape, -1.0)
   made = tree.from_chains(token, minus, minus, slate, minus, True)
   out = {}
+  explore = jax.jit(curiosity.explore, static_argnums=0)
   for name in ("novelty", "noise"):
-    _, given, metrics = curiosity.explore(
+    _, given, metrics = explore(
       RLConfig(bonus=name),
       toys.catalogue(),
       _state(),
@@ -133,10 +134,12 @@ def test_what_was_tried_is_no_longer_new():
   keys = jax.random.split(jax.random.key(0))
   init = jax.jit(model.init)
   target, params = (init(k, features, request, slates) for k in keys)
-  error = lambda p, s: jnp.square(
-    model.apply(p, features, request, s)
-    - model.apply(target, features, request, s)
-  ).mean(-1)
+
+  @jax.jit
+  def error(params, slates):
+    read = lambda p: model.apply(p, features, request, slates)
+    return jnp.square(read(params) - read(target)).mean(-1)
+
   state = states.create(params, curiosity.TX)
 
   @jax.jit
@@ -162,8 +165,7 @@ def test_padding_is_not_read():
   changed = features.at[-1].add(100.0)
   real = (np.asarray(request.candidates)[:, :2] != 19).all(1)
   real &= (np.asarray(request.history) != 19).all(1)
-  one, two = (
-    model.apply(params, f, request, slate) for f in (features, changed)
-  )
+  read = jax.jit(lambda f: model.apply(params, f, request, slate))
+  one, two = read(features), read(changed)
   assert real.any()
   np.testing.assert_array_equal(one[real], two[real])
