@@ -17,7 +17,8 @@ from tests import toys
 
 SMALL = toys.SESSIONS | {
   "response.dim": 16,
-  "response.max_epochs": 12,
+  "response.max_epochs": 4,
+  "response.learning_rate": 1e-2,
   "response.batch_size": 64,
   "response.dropout": 0.0,
   "world.num_train": 4000,
