@@ -58,6 +58,7 @@ def _method(tx=None, **changes):
   return rl.Method(POLICY, MEMBER, config, tx, 0.0)
 
 
+@jax.jit
 def _log_probs(params):
   """f32[M], of every item after item 3."""
   batch = _batch(jnp.array([0]))
@@ -85,7 +86,7 @@ def test_the_gradient_is_that_of_the_expected_hit():
   def expected(params):  # Losses have a factor L that their denominator has.
     return -jnp.exp(_log_probs(params))[target]
 
-  got, want = _flat(estimate(params)), _flat(jax.grad(expected)(params))
+  got, want = _flat(estimate(params)), _flat(jax.jit(jax.grad(expected))(params))
   error = jnp.linalg.norm(got - want) / jnp.linalg.norm(want)
   assert error < 0.05, error
 
@@ -111,7 +112,7 @@ def test_rankings_reach_the_enumerated_optimum():
   assert value(state.params) < 0.8 * optimum
   p = np.asarray(LIKED, np.float64)
   draws = np.random.default_rng(0).choice(
-    ITEMS, (train.steps, 128), p=p / p.sum()
+    ITEMS, (train.steps, 64), p=p / p.sum()
   )
   for number, target in enumerate(draws.astype(np.int32)):
     key = jax.random.key(number)
@@ -198,14 +199,20 @@ def _config(changes):
   return toys.frozen(tiger_rl.get_config(), TINY | changes)
 
 
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+  """What runs share: all but RL is the same."""
+  return tmp_path_factory.mktemp("artifacts")
+
+
 @pytest.mark.parametrize(
   "changes",
   ({}, LABELS, {**LABELS, "rl.objective": "likelihood"}),
   ids=("evaluator", "labels", "control"),
 )
-def test_a_run_learns_and_reports_both_policies(changes, tmp_path):
+def test_a_run_learns_and_reports_both_policies(changes, tmp_path, artifacts):
   config = _config(changes)
-  tasks.of(config).run(config, tmp_path, tmp_path, "command")
+  tasks.of(config).run(config, tmp_path, artifacts, "command")
   facts = json.loads((tmp_path / report.REPORT).read_text())
   systems = {row["system"] for row in facts["rows"]}
   assert {"item_to_item", "tiger", "tiger_rl"} <= systems

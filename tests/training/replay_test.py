@@ -111,6 +111,7 @@ def test_hsrl_looks_beyond_clicks_from_replay(tmp_path):
     **AGAIN,
     "rl_train.steps": 100,
     "rl_train.eval_every": 100,
+    "rl_train.batch_size": 16,
     "policy.dim": 16,
   }
   config = toys.frozen(hsrl.get_config("trust"), fewer)
@@ -135,6 +136,7 @@ def test_a_slate_weighs_what_todays_policy_makes_of_it(tmp_path):
   played = play(policy, 1, once, catalogue, law, start, key)
   request, tree = jax.tree.map(lambda x: x[0], (played.request, played.record))
 
+  @jax.jit
   def scored(params):
     game = sample.prepare(policy, params, catalogue, request)
     return learner.score_slates(policy, params, game, tree.slate)

@@ -49,23 +49,29 @@ def test_each_item_shown_is_a_label_under_what_stands_above_it(tmp_path):
   played = play(policy, 3, params, catalogue, law, start, key)
   loss = jax.jit(stage.cross_entropy, static_argnums=0)
   found = loss(policy, params, catalogue, played)
+
+  @jax.jit
+  def logits_of(params, request, shown):
+    """Of all candidates at every slot: f32[B, K, N], and ranks shown."""
+    game = sample.prepare(policy, params, catalogue, request)
+    ranks = sample.ranks_of(game.trie, shown)
+    states = policy.states(params, game.prompt, ranks)[:, 0, :, 0]
+    return policy.logits(params, game.prompt, states, 0), ranks[:, 0]
+
   total, clicks = 0.0, 0
   for turn in range(3):
     request, shown, said = jax.tree.map(
       lambda x, t=turn: x[t],
       (played.request, played.record.slate, played.answer.clicked),
     )
-    game = sample.prepare(policy, params, catalogue, request)
-    ranks = sample.ranks_of(game.trie, shown)
-    states = policy.states(params, game.prompt, ranks)[:, 0, :, 0]
-    for slot in range(policy.slots):
-      state = states[:, slot : slot + 1]
-      logits = policy.logits(params, game.prompt, state, 0)[:, 0]
-      for user in range(4):
-        logit = float(logits[user, ranks[user, 0, slot]])
-        clicked = bool(said[user, slot])
-        total += np.log1p(np.exp(-logit if clicked else logit))
-        clicks += clicked
+    logits, ranks, said = jax.device_get(
+      (*logits_of(params, request, shown), said)
+    )
+    for user, slot in np.ndindex(said.shape):
+      logit = logits[user, slot, ranks[user, slot]]
+      clicked = bool(said[user, slot])
+      total += np.log1p(np.exp(-logit if clicked else logit))
+      clicks += clicked
   assert found[1] == 3 * 4 * policy.slots and 0 < clicks < found[1]
   np.testing.assert_allclose(found[0], total, rtol=1e-5)
 
