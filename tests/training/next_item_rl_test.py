@@ -86,7 +86,8 @@ def test_the_gradient_is_that_of_the_expected_hit():
   def expected(params):  # Losses have a factor L that their denominator has.
     return -jnp.exp(_log_probs(params))[target]
 
-  got, want = _flat(estimate(params)), _flat(jax.jit(jax.grad(expected))(params))
+  got = _flat(estimate(params))
+  want = _flat(jax.jit(jax.grad(expected))(params))
   error = jnp.linalg.norm(got - want) / jnp.linalg.norm(want)
   assert error < 0.05, error
 
