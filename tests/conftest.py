@@ -4,8 +4,13 @@ import os
 import tempfile
 
 # Before JAX meets a device: it reads its flags once.
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+  (
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    # One core compiles: a program's parts are not made at the same time.
+    "--xla_cpu_parallel_codegen_split_count=1",
+  )
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile a thousand programs and run each a few times; processes that

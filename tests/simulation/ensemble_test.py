@@ -11,9 +11,7 @@ from tests.simulation import learnt_test as responding
 
 ITEMS, K, N = responding.ITEMS, responding.K, responding.N
 ROWS = 600
-_on_log = jax.jit(
-  lambda users, log: learnt.on_log(users.opinions, users, log)
-)
+_on_log = jax.jit(lambda users, log: learnt.on_log(users.opinions, users, log))
 
 
 def _log():
