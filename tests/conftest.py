@@ -1,5 +1,6 @@
 """Eight devices on any machine; silent mistakes raise."""
 
+import itertools
 import os
 import tempfile
 
@@ -24,9 +25,24 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
+import pytest
 
 from launch import devices
 
 devices.quick_compile()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+_MODULES = itertools.count(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+  """Now and then, a process forgets what it has compiled.
+
+  A program takes several pieces of memory, of which Linux grants a process
+  65,530 unless told otherwise; the next one is a segmentation fault.
+  """
+  yield
+  if next(_MODULES) % 10 == 0:
+    jax.clear_caches()
