@@ -16,10 +16,13 @@ from tests import toys
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(policy, params, slate):
-  request = toys.request(batch=len(slate))
+def _score(policy, params, request, slate):
   game = sample.prepare(policy, params, toys.catalogue(), request)
   return learner.score_slates(policy, params, game, slate)
+
+
+def _scores(policy, params, slate):
+  return _score(policy, params, toys.request(batch=len(slate)), slate)
 
 
 def _chains(policy, params, key, group, temperature=1.0, batch=4, rules=()):
