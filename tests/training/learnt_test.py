@@ -9,7 +9,7 @@ import pytest
 from benchmarks import fidelity
 from configs import hsrl
 from rerank_rl.evaluation import report
-from rerank_rl.training import fitting, session, session_pipeline, tasks
+from rerank_rl.training import fitting, mesh, session, session_pipeline
 from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.stages import evaluators, response
 from rerank_rl.training.stages import session as stage
@@ -28,12 +28,13 @@ SMALL = toys.SESSIONS | {
 
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory):
-  """A run with users learnt from the world's log."""
+  """A run with users learnt from the world's log, on one device."""
   folder = tmp_path_factory.mktemp("learnt")
   config = toys.frozen(hsrl.get_config("learnt"), SMALL)
-  tasks.of(config).run(config, folder, folder, "command")
-  setting = session_pipeline.begin(config, folder)
-  return folder, session_pipeline.learn(setting)
+  one = mesh.make(jax.devices()[:1])
+  setting = session_pipeline.learn(session_pipeline.begin(config, folder, one))
+  session_pipeline.evaluate(setting, folder, "command")
+  return folder, setting
 
 
 def test_learnt_users_answer_as_the_log_says(learnt):
