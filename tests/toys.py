@@ -9,8 +9,10 @@ import numpy as np
 
 from rerank_rl import config as config_lib
 from rerank_rl.config import PolicyConfig
+from rerank_rl.decoding import sample
 from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
+from rerank_rl.rl import learner
 from rerank_rl.simulation import session
 from rerank_rl.types import PAD, Catalogue, Outcome, Request
 
@@ -98,6 +100,15 @@ def wide_policy(head: str):
   config = PolicyConfig(head=head, dim=16, dtype="float64")
   to_wide = lambda x: jnp.asarray(np.float64(x))
   return make_policy(config, SIZES), jax.tree.map(to_wide, policy(head)[1])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def scores(
+  policy: Policy, params, request: Request, slate
+) -> learner.PathScores:
+  """What the learner says of slates i32[B, G, K] of the toy catalogue."""
+  game = sample.prepare(policy, params, catalogue(), request)
+  return learner.score_slates(policy, params, game, slate)
 
 
 def outcome(tree) -> Outcome:

@@ -5,7 +5,6 @@ import numpy as np
 from scipy import stats
 
 from rerank_rl.decoding import fixed_tree, sample, tree
-from rerank_rl.rl import learner
 from rerank_rl.types import PAD
 from tests import toys
 
@@ -71,13 +70,7 @@ def test_log_probs_are_the_policys():
   made = jax.tree.map(lambda x: x[0], _trees((4, 2)))
   logp = tree.on_path(made, made.logp_old).sum(-1)
   policy, params = toys.policy("global")
-
-  @jax.jit
-  def score(params):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    return learner.score_slates(policy, params, game, made.slate)
-
-  scores = score(params)
+  scores = toys.scores(policy, params, toys.request(), made.slate)
   np.testing.assert_allclose(logp, scores.logp.sum(-1), atol=1e-4)
 
 

@@ -1,7 +1,5 @@
 """Rollouts: the probabilities are right, and samples follow them."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,19 +8,12 @@ import pytest
 from scipy import stats
 
 from rerank_rl.decoding import legality, sample, tree
-from rerank_rl.rl import learner
 from rerank_rl.types import PAD
 from tests import toys
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _score(policy, params, request, slate):
-  game = sample.prepare(policy, params, toys.catalogue(), request)
-  return learner.score_slates(policy, params, game, slate)
-
-
 def _scores(policy, params, slate):
-  return _score(policy, params, toys.request(batch=len(slate)), slate)
+  return toys.scores(policy, params, toys.request(batch=len(slate)), slate)
 
 
 def _chains(policy, params, key, group, temperature=1.0, batch=4, rules=()):

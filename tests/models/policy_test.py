@@ -1,23 +1,13 @@
 """The prefix-LM sees what it may and nothing else."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rerank_rl.config import ConfigError, PolicyConfig
-from rerank_rl.decoding import sample
 from rerank_rl.models import policy as policies
-from rerank_rl.rl import learner
 from tests import toys
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scores(policy, params, request, slate):
-  game = sample.prepare(policy, params, toys.catalogue(), request)
-  return learner.score_slates(policy, params, game, slate)
 
 
 @pytest.mark.parametrize("head", toys.HEADS)
@@ -25,7 +15,7 @@ def test_later_items_cannot_change_earlier_probabilities(head):
   policy, params = toys.policy(head)
   request = toys.request(batch=1)
   slates = jnp.array([[[0, 1, 2], [0, 1, 3], [0, 4, 2]]])
-  dist = np.asarray(_scores(policy, params, request, slates).dist)
+  dist = np.asarray(toys.scores(policy, params, request, slates).dist)
   L = policy.levels
   np.testing.assert_allclose(dist[0, 0, : 2 * L], dist[0, 1, : 2 * L], 1e-5)
   np.testing.assert_allclose(dist[0, 0, :L], dist[0, 2, :L], 1e-5)
@@ -38,7 +28,9 @@ def test_even_policies_prefer_no_item(head):
   policy, params = toys.policy(head)
   request = toys.request(batch=1)
   slates = jnp.asarray(toys.every_slate())[None]
-  score = jax.jit(lambda p: _scores(policy, p, request, slates).logp.sum(-1))
+  score = jax.jit(
+    lambda p: toys.scores(policy, p, request, slates).logp.sum(-1)
+  )
   even = score(policy.even(params))
   np.testing.assert_allclose(even, -np.log(slates.shape[1]), atol=1e-4)
   assert np.std(score(params)) > 0.1
@@ -48,11 +40,11 @@ def test_padding_candidates_and_history_change_nothing():
   policy, params = toys.policy("global")
   request = toys.request(batch=3)
   slate = jnp.array([[[0, 1, 2]], [[0, 1, 3]], [[1, 0, -1]]])
-  logp = _scores(policy, params, request, slate).logp
+  logp = toys.scores(policy, params, request, slate).logp
   hidden = request.replace(
     scores=jnp.where(request.candidates < 0, 9.0, request.scores)
   )
-  again = _scores(policy, params, hidden, slate).logp
+  again = toys.scores(policy, params, hidden, slate).logp
   np.testing.assert_allclose(logp, again, atol=1e-5)
 
 
@@ -61,7 +53,7 @@ def test_everything_in_the_request_is_read(field):
   policy, params = toys.policy("global")
   request = toys.request(batch=1)
   slate = jnp.array([[[0, 1, 2]]])
-  logp = _scores(policy, params, request, slate).logp
+  logp = toys.scores(policy, params, request, slate).logp
   old = getattr(request, field)
   other = old[:, ::-1] if field == "history" else old * 2 % 20
   if field == "candidates":
@@ -69,7 +61,7 @@ def test_everything_in_the_request_is_read(field):
     unused = next(i for i in range(20) if i not in np.asarray(old))
     other = old.at[:, 4].set(unused)
   changed = request.replace(**{field: other.astype(old.dtype)})
-  again = _scores(policy, params, changed, slate).logp
+  again = toys.scores(policy, params, changed, slate).logp
   assert not np.allclose(logp, again, atol=1e-6)
 
 
@@ -79,8 +71,10 @@ def test_a_goal_is_one_more_prompt_token():
   init = jax.jit(policy.init)
   params = init(jax.random.key(0), toys.catalogue(), request)
   slate = jnp.array([[[0, 1, 2]]])
-  one = _scores(policy, params, request, slate).logp
-  two = _scores(policy, params, request.replace(goal=-request.goal), slate).logp
+  one = toys.scores(policy, params, request, slate).logp
+  two = toys.scores(
+    policy, params, request.replace(goal=-request.goal), slate
+  ).logp
   assert not np.allclose(one, two, atol=1e-6)
 
 

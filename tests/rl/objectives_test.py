@@ -27,17 +27,10 @@ def _played(policy, params):
   return policy, params, chains, toys.outcome(chains)
 
 
-@functools.cache
-def _scorer():
+def _scored(params):
   """Scores of the slates that `_play` made, by other parameters."""
   policy, _, chains, _ = _play()
-
-  @jax.jit
-  def scored(params):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    return learner.score_slates(policy, params, game, chains.slate)
-
-  return scored
+  return toys.scores(policy, params, toys.request(), chains.slate)
 
 
 def _loss(policy, params, t, outcome, objective):
@@ -87,7 +80,7 @@ def test_centred_credit_keeps_what_is_at_stake():
 
 def test_clipped_equals_the_usual_minimum():
   _, params, chains, outcome = _play()
-  scores = _scorer()(toys.scaled(params, 1.05))
+  scores = _scored(toys.scaled(params, 1.05))
   got = objectives.clipped(chains, scores, credit.group(chains, outcome), 0.1)
   r = np.exp(scores.logp - tree.on_path(chains, chains.logp_old))
   a = np.asarray(credit.normalise(outcome.reward, tree.found(chains)))[
@@ -123,7 +116,7 @@ def test_rovers_first_gradient_is_twice_reinforce():
 def test_uniform_q_equals_its_definition():
   _, params, chains, outcome = _play()
   moved = toys.scaled(params, 1.05)
-  new, old = map(_scorer(), (moved, params))
+  new, old = map(_scored, (moved, params))
   given = credit.centred(chains, outcome)
   got = objectives.uniform_q(chains, new, given, 0.2)
   new, old = jax.device_get((new, old))
@@ -159,7 +152,7 @@ def test_normalise_is_silent_without_variance():
 def test_kl_and_entropy_are_exact():
   _, params, _, _ = _play()
   other = toys.scaled(params, 0.7)
-  mine, old = map(_scorer(), (params, other))
+  mine, old = map(_scored, (params, other))
   legal = np.asarray(mine.legal)
   p = np.where(legal, np.exp(np.asarray(mine.dist, np.float64)), 0)
   q = np.where(legal, np.exp(np.asarray(old.dist, np.float64)), 1)

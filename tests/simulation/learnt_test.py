@@ -131,10 +131,8 @@ def test_what_is_shown_is_counted_and_read():
   state, *_ = jax.jit(them.react)(state, slate, jax.random.key(8))
   request = jax.tree.map(lambda x: x[None], them.request(state))
   said = jax.jit(law.chances)(state, request.candidates[0, slate])
-  logits = APPLY({"params": law.params}, features, request, slate[None, None])[
-    0, 0
-  ]
-  want = jax.nn.sigmoid(logits * law.scale[None] + law.shift[None])
+  logits = APPLY({"params": law.params}, features, request, slate[None, None])
+  want = jax.nn.sigmoid(logits[0, 0] * law.scale[None] + law.shift[None])
   np.testing.assert_allclose(said, want, atol=1e-6)
 
 
