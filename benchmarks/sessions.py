@@ -20,7 +20,7 @@ from rerank_rl.config import ConfigError
 from rerank_rl.data import synthetic
 from rerank_rl.decoding import sample
 from rerank_rl.rl import learner
-from rerank_rl.training import session_pipeline
+from rerank_rl.training import critics, session_pipeline
 from rerank_rl.training.session import SessionRun
 from rerank_rl.training.stages import session as session_stage
 from rerank_rl.world import trust
@@ -58,7 +58,7 @@ def solve(setting: SessionRun, params) -> Solved:
     scores = learner.score_slates(policy, params["policy"], game, slate)
     best = sample.greedy(policy, params["policy"], catalogue, request)
     method = session_stage.make_method(setting, None)
-    value = session_stage.state_value(method, params, catalogue, request, game)
+    value = critics.state_value(method, params, catalogue, request, game)
     return jnp.exp(scores.logp.sum(-1)), best, value
 
   chance, best, value = jax.device_get(read(params, setting.catalogue))

@@ -14,6 +14,8 @@ from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.rl import learner
 from rerank_rl.simulation import session
+from rerank_rl.training import mesh, session_pipeline
+from rerank_rl.training.session import SessionRun
 from rerank_rl.types import PAD, Catalogue, Outcome, Request
 
 HEADS = ("global", "pointer", "local_index", "hpn", "hpn_expected")
@@ -43,6 +45,11 @@ def frozen(config, changes) -> config_lib.Config:
   with config.ignore_type():
     config.update_from_flattened_dict(changes)
   return config_lib.freeze(config.to_dict())
+
+
+def begun(config: config_lib.Config, folder) -> SessionRun:
+  """A run of sessions before its stages, on one device."""
+  return session_pipeline.begin(config, folder, mesh.make(jax.devices()[:1]))
 
 
 def catalogue(seed: int = 0, items: int = 20, sizes: Sizes = SIZES):

@@ -10,7 +10,7 @@ from configs import mocdt
 from rerank_rl.config import ConfigError
 from rerank_rl.decoding import sample
 from rerank_rl.evaluation import ranking
-from rerank_rl.training import goals, mesh, session, session_pipeline
+from rerank_rl.training import goals, session, session_pipeline
 from rerank_rl.training.stages import relabel
 from tests import toys
 
@@ -111,8 +111,7 @@ def done(tmp_path_factory):
   }
   config = toys.frozen(mocdt.get_config(""), changes)
   folder = tmp_path_factory.mktemp("mocdt")
-  one = mesh.make(jax.devices()[:1])
-  return session_pipeline.learn(session_pipeline.begin(config, folder, one))
+  return session_pipeline.learn(toys.begun(config, folder))
 
 
 def test_behaviours_that_lean_to_the_ranker_achieve_more(done):

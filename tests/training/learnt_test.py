@@ -9,7 +9,7 @@ import pytest
 from benchmarks import fidelity
 from configs import hsrl
 from rerank_rl.evaluation import report
-from rerank_rl.training import fitting, mesh, session, session_pipeline
+from rerank_rl.training import fitting, session, session_pipeline
 from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.stages import evaluators, response
 from rerank_rl.training.stages import session as stage
@@ -31,8 +31,7 @@ def learnt(tmp_path_factory):
   """A run with users learnt from the world's log, on one device."""
   folder = tmp_path_factory.mktemp("learnt")
   config = toys.frozen(hsrl.get_config("learnt"), SMALL)
-  one = mesh.make(jax.devices()[:1])
-  setting = session_pipeline.learn(session_pipeline.begin(config, folder, one))
+  setting = session_pipeline.learn(toys.begun(config, folder))
   session_pipeline.evaluate(setting, folder, "command")
   return folder, setting
 

@@ -2,9 +2,6 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from benchmarks import sessions as benchmark
@@ -12,10 +9,7 @@ from configs import hsrl
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import report
 from rerank_rl.rl import values
-from rerank_rl.training import mesh, session_pipeline, tasks
-from rerank_rl.training.stages import session as stage
-from rerank_rl.training.stages import tokenize
-from rerank_rl.world import trust
+from rerank_rl.training import session_pipeline, tasks
 from tests import toys
 
 
@@ -24,8 +18,7 @@ def _config(variant, changes):
 
 
 def _shares(config, folder):
-  one = mesh.make(jax.devices()[:1])
-  setting = session_pipeline.begin(config, folder, one)
+  setting = toys.begun(config, folder)
   setting = session_pipeline.learn(setting)
   return benchmark.shares(benchmark.solve(setting, setting.params["hsrl"]))
 
@@ -122,41 +115,3 @@ def test_kl_is_to_the_policys_own_average(done):
 def test_what_sessions_lack_is_refused(changes, words):
   with pytest.raises(ConfigError, match=words):
     session_pipeline.check(_config("", changes))
-
-
-def test_disentangled_values_learn_from_q_and_q_from_what_came(tmp_path):
-  """The mean of (Q - G)^2 + beta (V - sg Q)^2, each sample with its beta."""
-  config = _config("trust,disentangled", toys.SESSIONS)
-  one = mesh.make(jax.devices()[:1])
-  setting = tokenize.run(session_pipeline.begin(config, tmp_path, one))
-  params = stage.init(setting)
-  assert set(params) == {"policy", "critic", "quality"}
-  method = stage.make_method(setting, None)
-  request = jax.vmap(trust.request)(jnp.arange(4))
-  slate = jnp.array([[0, 1], [2, 5], [7, 3], [1, 6]])
-  value, to_come = jnp.array([[1.0, 2.0, 3.0, 4.0], [5.0, 1.0, 0.0, 2.0]])
-  beta = jnp.array([1.0, 0.5, 2.0, 1.0])
-
-  def read(params):
-    args = method, params, setting.catalogue, request, slate
-    quality = stage.slate_value(*args)
-    losses = lambda v, p: stage.disentangled(
-      method, p, *args[2:], v, to_come, beta
-    )
-    fit = lambda p: (stage.slate_value(method, p, *args[2:]) - to_come) ** 2
-    return (
-      quality,
-      losses(value, params),
-      jax.grad(losses, (0, 1))(value, params),
-      jax.grad(lambda p: fit(p).mean())(params),
-    )
-
-  # Values start at nothing: move them.
-  params = jax.tree.map(lambda x: x + 0.05, params)
-  quality, loss, (by_value, by_params), want = jax.jit(read)(params)
-  total = (quality - to_come) ** 2 + beta * (value - quality) ** 2
-  np.testing.assert_allclose(loss, total.mean(), rtol=1e-5)
-  want_value = 2 * beta * (value - quality) / 4
-  np.testing.assert_allclose(by_value, want_value, rtol=1e-5)
-  close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5)
-  jax.tree.map(close, by_params, want)

@@ -8,8 +8,8 @@ from benchmarks import sessions as benchmark
 from configs import supervised
 from rerank_rl.config import ConfigError
 from rerank_rl.decoding import sample
-from rerank_rl.training import mesh, session_pipeline
 from rerank_rl.training import session as sessions
+from rerank_rl.training import session_pipeline
 from rerank_rl.training.stages import supervised as stage
 from rerank_rl.training.stages import tokenize
 from tests import toys
@@ -17,11 +17,6 @@ from tests import toys
 
 def _config(variant, changes):
   return toys.frozen(supervised.get_config(variant), changes)
-
-
-def _begin(config, folder):
-  one = mesh.make(jax.devices()[:1])
-  return session_pipeline.begin(config, folder, one)
 
 
 def test_it_is_as_good_as_greed_for_clicks(tmp_path):
@@ -32,14 +27,14 @@ def test_it_is_as_good_as_greed_for_clicks(tmp_path):
     "rl_train.warmup_steps": 5,
     "policy.dim": 16,
   }
-  setting = _begin(_config("trust", fewer), tmp_path)
+  setting = toys.begun(_config("trust", fewer), tmp_path)
   found = benchmark.greedy_shares(session_pipeline.learn(setting))
   assert found["myopic"] < 0.7
   assert abs(found["greedy"] - found["myopic"]) < 0.03
 
 
 def test_each_item_shown_is_a_label_under_what_stands_above_it(tmp_path):
-  setting = tokenize.run(_begin(_config("", toys.SESSIONS), tmp_path))
+  setting = tokenize.run(toys.begun(_config("", toys.SESSIONS), tmp_path))
   policy, catalogue = setting.policy, setting.catalogue
   request, law = sessions.example(setting), setting.environment("train")
   params = jax.jit(policy.init)(jax.random.key(0), catalogue, request)

@@ -1,38 +1,21 @@
 """Stage `session`: actor and critic learn from users who stay or leave."""
 
-from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.config import (
-  Config,
-  ConfigError,
-  ReplayConfig,
-  RLConfig,
-  SessionConfig,
-  check_choice,
-)
-from rerank_rl.decoding import legality, sample
-from rerank_rl.decoding import tree as trees
-from rerank_rl.models.hpn import LevelCritic
-from rerank_rl.models.policy import Policy
-from rerank_rl.rl import (
-  credit,
-  learner,
-  objectives,
-  offpolicy,
-  replay,
-  values,
-)
+from rerank_rl.config import Config, ConfigError, check_choice
+from rerank_rl.decoding import sample
+from rerank_rl.rl import credit, learner, objectives, replay, values
 from rerank_rl.simulation import session as simulation
+from rerank_rl.training import critics
 from rerank_rl.training import replay as keeping
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
+from rerank_rl.training.critics import Method
 from rerank_rl.training.session import SessionRun
-from rerank_rl.types import Array, Outcome, TokenTree
 
 STAGE = "session"
 
@@ -53,7 +36,7 @@ def check(config: Config) -> None:
   """Raises ConfigError: unknown parts, or parts that sessions do not have."""
   rl = config.rl
   at = "config.session.difference"
-  check_choice(config.session.difference, DIFFERENCE, at)
+  check_choice(config.session.difference, critics.DIFFERENCE, at)
   check_choice(rl.credit, CREDIT, "config.rl.credit")
   check_choice(rl.objective, OBJECTIVE, "config.rl.objective")
   check_choice(rl.explore, ("chains",), "config.rl.explore")
@@ -72,165 +55,6 @@ def check(config: Config) -> None:
       "config.session.replay use clipped."
     )
   states.check(config.rl_train, "config.rl_train")
-
-
-class Method(NamedTuple):
-  """The static parts of a step; `trace` is lambda within a slate."""
-
-  policy: Policy
-  critic: LevelCritic
-  rl: RLConfig
-  session: SessionConfig
-  replay: ReplayConfig
-  trace: float
-  tx: Any
-  decay: float
-
-
-def first_item(policy: Policy, params, game: sample.Game) -> Array:
-  """P(a candidate is placed first) f32[B, N], by position."""
-  items = game.trie.real[:, None]
-  scores = policy.logits(params, game.prompt, game.prompt.root[:, None], 0)
-  mass = legality.masses(scores, items)[:, 0]
-  share = mass / jnp.maximum(mass.sum(-1, keepdims=True), 1e-9)
-  return jnp.take_along_axis(share, game.trie.rank, axis=1)
-
-
-def state_value(method: Method, params, catalogue, request, game) -> Array:
-  """V(s) f32[B]; the expected token is the policy's, without gradient.
-
-  Args:
-    method: static parts.
-    params: {"policy", "critic"}.
-    catalogue: the Catalogue.
-    request: the Request.
-    game: the request, prepared with the same policy.
-  """
-  share = first_item(method.policy, params["policy"], game)
-  return method.critic.apply(
-    {"params": params["critic"]},
-    catalogue,
-    request,
-    jax.lax.stop_gradient(share),
-    method="state",
-  )
-
-
-def prefix_values(
-  method, params, catalogue, request, tree, clicked
-) -> values.PathValues:
-  """The critic's values of the states that choose the tree's tokens.
-
-  They know what the user said, bool[B, K], to the slots above a token's own. A
-  state with one legal token only, as most are once an item's first is placed,
-  has no value of its own.
-  """
-  each = method.critic.apply(
-    {"params": params["critic"]},
-    catalogue,
-    request,
-    tree.slate[:, 0],
-    clicked,
-    method="prefixes",
-  )
-  real = trees.choices(tree)
-  # A head of one token an item is valued where it chooses: at level 0.
-  each = each[..., : method.policy.levels].reshape(real.shape)
-  each = jnp.where(real, each, 0)
-  return values.PathValues(each, each, real)
-
-
-def slate_value(method: Method, params, catalogue, request, slate) -> Array:
-  """Q(s, slate) f32[B] of slates i32[B, K]: a critic of its own.
-
-  It reads a slate as the other reads a policy: the mean of the slate's tokens
-  takes the expected token's place.
-  """
-  share = jax.nn.one_hot(slate, request.candidates.shape[1]).mean(1)
-  return method.critic.apply(
-    {"params": params["quality"]}, catalogue, request, share, method="state"
-  )
-
-
-def temporal_difference(
-  method: Method, params, catalogue, request, slate, value, to_come, weight
-) -> Array:
-  """The mean of beta (V(s) - G)^2, a scalar.
-
-  Args:
-    method: static parts.
-    params: the stage's.
-    catalogue: the Catalogue.
-    request: the Request.
-    slate: i32[B, K], shown.
-    value: f32[B], V(s).
-    to_come: f32[B], G = r + what `values.across_slates` says; no gradient.
-    weight: f32[B], beta = pi(slate | s) / p_behaviour(slate | s), 1 on policy.
-  """
-  del method, params, catalogue, request, slate
-  return offpolicy.value_loss(value, to_come, weight).total / value.size
-
-
-def disentangled(
-  method: Method, params, catalogue, request, slate, value, to_come, weight
-) -> Array:
-  """The mean of (Q(s, a) - G)^2 + beta (V(s) - sg Q(s, a))^2, a scalar.
-
-  arXiv 2501.17409. G = r + gamma (1 - left) V(s') where `session.decay` is 0,
-  as in the paper; else it looks further, as TD's does.
-  """
-  quality = slate_value(method, params, catalogue, request, slate)
-  first = offpolicy.quality_loss(quality, to_come)
-  second = offpolicy.value_loss(value, quality, weight)
-  return (first.total + second.total) / value.size
-
-
-class Difference(NamedTuple):
-  """How V(s) is learnt: a loss, and the critics that it needs besides."""
-
-  loss: Callable[..., Array]
-  critics: tuple[str, ...]
-
-
-DIFFERENCE = {
-  "td": Difference(temporal_difference, ()),
-  "disentangled": Difference(disentangled, ("quality",)),
-}
-
-
-def outcome_of(method: Method, played: simulation.Turns, value, beyond, weight):
-  """The slates' Outcome, leading dimensions [turns, B], no gradient.
-
-  What follows a slate counts for as much as the policy would still show it:
-  lambda is multiplied by min(1, beta) of the next slate (Retrace, arXiv
-  1606.02647).
-
-  Args:
-    method: static parts.
-    played: the sessions.
-    value: f32[turns, B], V of the states before the slates.
-    beyond: f32[B], V of the states after the last.
-    weight: f32[turns, B], beta of the slates.
-  """
-  # Whoever stays is met again in the next turn; of who left nothing is read.
-  later = lambda x, last: jnp.concatenate([x[1:], last[None]])
-  ahead = later(value, beyond)
-  still = later(jnp.minimum(weight, 1), jnp.ones_like(beyond))
-  reward, session = played.per_item.sum(-1), method.session
-  bootstrap = values.across_slates(
-    reward, played.left, ahead, session.gamma, session.decay * still
-  )
-  outcome = Outcome(
-    reward[..., None], played.per_item[:, :, None], bootstrap[..., None]
-  )
-  return jax.lax.stop_gradient(outcome)
-
-
-def importance(method: Method, tree: TokenTree, scores) -> Array:
-  """beta f32[B] of slates, one each: 1 where the policy itself chose them."""
-  return offpolicy.importance(
-    scores.logp.sum((-2, -1)), tree.logp_old.sum(-1), method.replay.clip
-  )
 
 
 def learn(method: Method, catalogue, state, target, played: simulation.Turns):
@@ -269,24 +93,27 @@ def learn(method: Method, catalogue, state, target, played: simulation.Turns):
   def loss(params):
     own = params["policy"]
     game, scores = scored(own)
-    value = state_value(method, params, catalogue, request, game)
-    weight = importance(method, tree, scores)
+    value = critics.state_value(method, params, catalogue, request, game)
+    weight = critics.importance(method, tree, scores)
     end = sample.prepare(policy, own, catalogue, last)
     trusted = {"policy": own, "critic": target["critic"]}
-    met = state_value(method, trusted, catalogue, request, game)
-    beyond = state_value(method, trusted, catalogue, last, end)
+    met = critics.state_value(method, trusted, catalogue, request, game)
+    beyond = critics.state_value(method, trusted, catalogue, last, end)
     outcome = jax.tree.map(
-      flat, outcome_of(method, played, by_turn(met), beyond, by_turn(weight))
+      flat,
+      critics.outcome_of(method, played, by_turn(met), beyond, by_turn(weight)),
     )
     to_come = outcome.reward[:, 0] + outcome.bootstrap[:, 0]
-    path = prefix_values(method, params, catalogue, request, tree, clicked)
+    path = critics.prefix_values(
+      method, params, catalogue, request, tree, clicked
+    )
     # Advantages pass no gradient on.
     found = CREDIT[rl.credit](value, path, outcome, method.trace)
     given = credit.advantage(tree, outcome.replace(advantage=found))
     main = OBJECTIVE[rl.objective](tree, scores, given, rl.clip)
     wide = objectives.weighted(tree, objectives.entropy(scores))
     slate = tree.slate[:, 0]
-    fitted = DIFFERENCE[method.session.difference].loss(
+    fitted = critics.DIFFERENCE[method.session.difference].loss(
       method, params, catalogue, request, slate, value, to_come, weight
     )
     error = jax.lax.stop_gradient(((value - to_come) ** 2).sum())
@@ -419,7 +246,7 @@ def _fit(setting: SessionRun) -> None:
 def init(setting: SessionRun):
   """Fresh parameters {"policy", "critic"}, and those of further critics."""
   policy, critic = setting.policy, setting.critic
-  more = DIFFERENCE[setting.config.session.difference].critics
+  more = critics.DIFFERENCE[setting.config.session.difference].critics
 
   @jax.jit
   def make(key, more, request, catalogue):
@@ -427,14 +254,14 @@ def init(setting: SessionRun):
     share = jnp.zeros(request.candidates.shape, request.scores.dtype)
     slate = jnp.zeros((2, policy.slots), jnp.int32)
     keys = {"critic": third, **more}
-    critics = {
+    valued = {
       name: critic.init(
         key, catalogue, request, share, slate, method="initialise"
       )["params"]
       for name, key in keys.items()
     }
     own = policy.even(policy.init(second, catalogue, request))
-    return {"policy": own, **critics}
+    return {"policy": own, **valued}
 
   key, keys = setting.key("policy"), {name: setting.key(name) for name in more}
   return make(key, keys, sessions.example(setting), setting.catalogue)
