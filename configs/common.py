@@ -139,7 +139,11 @@ VARIANTS = {
   "learnt": LEARNT,
   "ensemble": {"session.users": "ensemble"},
   "recovery": RECOVERY,
-  "disentangled": {"session.difference": "disentangled"},
+  # What weighs more than it did would let few samples say what V is.
+  "disentangled": {
+    "session.difference": "disentangled",
+    "replay.clip": 1.0,
+  },
   "good": {"rl.reward": "good"},
   "preference": PREFERENCE,
   "pointwise": {"world.fatigue": 0.0, "world.contrast": 0.0},

@@ -167,19 +167,27 @@ class PointActor(nn.Module):
 
 
 class PointCritic(StateValue):
-  """Q(s, z) of a user and a point; V(s); and a point for each slate."""
+  """Q(s, z) of a user and a point; V(s); and a point for each slate.
+
+  V reads the user apart from Q: what it is fitted to moves nothing of Q's.
+  """
 
   def setup(self):
     super().setup()
     c = self.config
     dtype = jnp.dtype(c.dtype)
     self.pair = Head(c.dim, self.unit, dtype)
+    self.own = Reading(c, self.sizes)
     self.back = nn.Dense(POINT, dtype=dtype, param_dtype=dtype)
 
   def __call__(self, catalogue, request, point):
     """Q(s, z) f32[B] of points f32[B, D]."""
     user = self.reading.known(catalogue, request)
     return self.pair(jnp.concatenate([user, point.astype(user.dtype)], -1))
+
+  def state(self, catalogue, request):
+    """V(s) f32[B]."""
+    return self.whole(self.own.known(catalogue, request))
 
   def pooled(self, catalogue, request, slate):
     """The point f32[B, D] that a slate i32[B, K] stands for (HAC).

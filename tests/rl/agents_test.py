@@ -70,6 +70,20 @@ def test_values_see_the_action(name):
   assert np.abs(value(one) - value(two)).min() > 1e-5
 
 
+@pytest.mark.parametrize("name", ["ddpg", "hac", "a2c"])
+def test_what_v_is_fitted_to_moves_nothing_of_q(name):
+  """Else the disentangled TD would pull at what Q reads of a user."""
+  agent, params = _agent(name)
+  whole = lambda of: lambda p: of(p, CATALOGUE, REQUEST).sum()
+  moves = jax.jit(jax.grad(whole(agent.value)))(params)
+  moved = jax.tree.map(jnp.add, params, moves)
+  for same in (agent.ahead, functools.partial(agent.quality, move=_move(name))):
+    before, after = (same(p, CATALOGUE, REQUEST) for p in (params, moved))
+    np.testing.assert_array_equal(before, after)
+  apart = whole(agent.value)(moved) - whole(agent.value)(params)
+  assert abs(apart) > 1e-3
+
+
 @pytest.mark.parametrize("name", agents.AGENTS)
 def test_the_rankers_scores_count_as_much_as_was_learnt(name):
   """With a heavy weight on them, slates are the ranker's order."""
