@@ -139,7 +139,7 @@ VARIANTS = {
   "learnt": LEARNT,
   "ensemble": {"session.users": "ensemble"},
   "recovery": RECOVERY,
-  # What weighs more than it did would let few samples say what V is.
+  # With a higher bound on beta few samples say what V is.
   "disentangled": {
     "session.difference": "disentangled",
     "replay.clip": 1.0,

@@ -58,8 +58,7 @@ def test_disentangled_values_learn_from_q_and_q_from_what_came(tmp_path):
 
 def test_a_slate_weighs_what_todays_policy_makes_of_it(tmp_path):
   """exp of the difference of log-probabilities, at most `replay.clip`."""
-  again = {"session.replay": True, "rl.objective": "clipped"}
-  config = toys.frozen(hsrl.get_config(""), toys.SESSIONS | again)
+  config = toys.frozen(hsrl.get_config(""), toys.SESSIONS)
   setting = tokenize.run(toys.begun(config, tmp_path))
   policy, catalogue = setting.policy, setting.catalogue
   once = jax.jit(policy.init)(
