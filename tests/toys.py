@@ -16,7 +16,7 @@ from rerank_rl.rl import learner
 from rerank_rl.simulation import session
 from rerank_rl.training import mesh, session_pipeline
 from rerank_rl.training.session import SessionRun
-from rerank_rl.types import PAD, Catalogue, Outcome, Request
+from rerank_rl.types import PAD, Array, Catalogue, Outcome, Request, TokenTree
 
 HEADS = ("global", "pointer", "local_index", "hpn", "hpn_expected")
 SIZES = Sizes(codes=3, levels=3, slots=3, history=4, candidates=5)
@@ -82,9 +82,13 @@ def request(seed: int = 0, batch: int = 4, items: int = 20, sizes=SIZES):
 
 @functools.cache
 def policy(
-  head: str, sharpness: float = 1.3, seed: int = 0, sizes=SIZES, layers: int = 2
+  head: str, sharpness: float = 1.3, seed: int = 0, sizes=SIZES, layers: int = 1
 ):
-  """(Policy, params) whose distribution is far from uniform."""
+  """(Policy, params) whose distribution is far from uniform.
+
+  Two layers tell what is wrong about the first's cache; a program of one
+  compiles in less time.
+  """
   config = PolicyConfig(head=head, dim=16, layers=layers)
   made: Policy = make_policy(config, sizes)
   params = jax.jit(made.init)(jax.random.key(seed), catalogue(), request())
@@ -99,23 +103,48 @@ def scaled(params, factor: float):
   return jax.tree.map(lambda x: jnp.asarray(np.asarray(x) * factor), params)
 
 
-def wide_policy(head: str):
+def wide_policy(head: str, layers: int = 1):
   """The same with parameters in 64 bits; within `jax.enable_x64`.
 
   Only an error can then be seen: rounding stays near 1e-14.
   """
-  config = PolicyConfig(head=head, dim=16, dtype="float64")
+  config = PolicyConfig(head=head, dim=16, layers=layers, dtype="float64")
   to_wide = lambda x: jnp.asarray(np.float64(x))
-  return make_policy(config, SIZES), jax.tree.map(to_wide, policy(head)[1])
+  narrow = policy(head, layers=layers)[1]
+  return make_policy(config, SIZES), jax.tree.map(to_wide, narrow)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# Apart, so that tests share the first: half of the whole.
+prepare = jax.jit(sample.prepare, static_argnums=0)
+_score = jax.jit(learner.score_slates, static_argnums=0)
+_greedy = jax.jit(sample.greedy, static_argnums=0)
+
+
+def game(policy: Policy, params, asked: Request | None = None) -> sample.Game:
+  """`request()`, or another of the toy catalogue, made ready."""
+  return prepare(policy, params, catalogue(), asked or request())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _chains(policy: Policy, params, made, group: int, key):
+  return sample.chains(policy, params, made, key, group)
+
+
+def chains(policy: Policy, params, key, group: int = 16) -> TokenTree:
+  """Rollouts of `request()`."""
+  return _chains(policy, params, game(policy, params), group, key)
+
+
+def greedy(policy: Policy, params, request: Request) -> Array:
+  """Positions i32[B, K]."""
+  return _greedy(policy, params, catalogue(), request)
+
+
 def scores(
   policy: Policy, params, request: Request, slate
 ) -> learner.PathScores:
   """What the learner says of slates i32[B, G, K] of the toy catalogue."""
-  game = sample.prepare(policy, params, catalogue(), request)
-  return learner.score_slates(policy, params, game, slate)
+  return _score(policy, params, game(policy, params, request), slate)
 
 
 def outcome(tree) -> Outcome:

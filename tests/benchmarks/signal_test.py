@@ -45,7 +45,7 @@ def _few(monkeypatch, rollouts):
 
 def test_many_rollouts_come_to_the_exact_gradient(monkeypatch):
   _few(monkeypatch, 1024)
-  policy, params = toys.policy("global", layers=1)
+  policy, params = toys.policy("global")
   catalogue = toys.catalogue()
   batch = jax.tree.map(lambda x: x[:1], _batch())
   every = jnp.asarray(toys.every_slate())[None]
@@ -69,7 +69,7 @@ def test_many_rollouts_come_to_the_exact_gradient(monkeypatch):
 
 def test_a_signal_points_where_many_rollouts_do(monkeypatch):
   _few(monkeypatch, 256)
-  policy, params = toys.policy("global", layers=1)
+  policy, params = toys.policy("global")
   chains = signal.ways(policy, None, 0.9)["chains"]
   # A critic may see a signal where all slates are worth the same.
   plain = {k: f for k, f in chains.credits.items() if k != "critic"}
@@ -90,7 +90,7 @@ def test_a_signal_points_where_many_rollouts_do(monkeypatch):
 
 
 def test_a_tree_that_spends_more_than_the_chains_is_refused(monkeypatch):
-  policy, _ = toys.policy("global", layers=1)
+  policy, _ = toys.policy("global")
   # As in the default world: 16 x 17 tokens.
   six = policy._replace(slots=6)
   assert len(signal.ways(six, None, 0.9)) > 1

@@ -11,17 +11,18 @@ from tests import toys
 T = toys.SIZES.slots * toys.SIZES.levels
 
 
-def _grow(branching, key, policy, params):
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-  return fixed_tree.fixed_tree(policy, params, game, branching, key)
-
-
 def _trees(branching, keys=1):
   policy, params = toys.policy("global")
-  grow = jax.jit(
-    jax.vmap(lambda key, p: _grow(branching, key, policy, p), (0, None))
-  )
-  return grow(jax.random.split(jax.random.key(0), keys), params)
+
+  @jax.jit
+  def grow(params, game, keys):
+    one = lambda key: fixed_tree.fixed_tree(
+      policy, params, game, branching, key
+    )
+    return jax.vmap(one)(keys)
+
+  keys = jax.random.split(jax.random.key(0), keys)
+  return grow(params, toys.game(policy, params), keys)
 
 
 def test_shape_and_distinct_siblings():
@@ -49,12 +50,9 @@ def test_one_child_a_node_is_an_ordinary_sample():
   made = _trees((1,), keys=3000)
   policy, params = toys.policy("global")
 
-  @jax.jit
-  def sampled(params):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    return sample.chains(policy, params, game, jax.random.key(1), 3000)
-
-  chains = sampled(params)
+  sampled = jax.jit(sample.chains, static_argnums=(0, 4))
+  game = toys.game(policy, params)
+  chains = sampled(policy, params, game, jax.random.key(1), 3000)
   one = np.asarray(made.slate)[:, 0, 0] @ np.array([25, 5, 1])
   two = np.asarray(chains.slate)[0] @ np.array([25, 5, 1])
   kinds = np.unique(np.concatenate([one, two]))

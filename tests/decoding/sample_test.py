@@ -1,5 +1,7 @@
 """Rollouts: the probabilities are right, and samples follow them."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,39 +13,50 @@ from rerank_rl.decoding import legality, sample, tree
 from rerank_rl.types import PAD
 from tests import toys
 
+# Of one size, that tests share what is compiled.
+BATCH, GROUP = 8, len(toys.every_slate())
+
+
+def _policy(head):
+  """A later layer's cache can be wrong where the first one's is right."""
+  return toys.policy(head, layers=2)
+
+
+def _request():
+  return toys.request(batch=BATCH)
+
+
+def _one():
+  """The first request, which has all five candidates, and no other."""
+  return jax.tree.map(lambda x: jnp.repeat(x[:1], BATCH, 0), _request())
+
 
 def _scores(policy, params, slate):
-  return toys.scores(policy, params, toys.request(batch=len(slate)), slate)
+  return toys.scores(policy, params, _request(), slate)
 
 
-def _chains(policy, params, key, group, temperature=1.0, batch=4, rules=()):
-  @jax.jit
-  def draw(params, request, key):
-    game = sample.prepare(policy, params, toys.catalogue(), request)
-    return sample.chains(policy, params, game, key, group, temperature, rules)
-
-  return draw(params, toys.request(batch=batch), key)
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _draw(policy, params, game, key, temperature, rules):
+  return sample.chains(policy, params, game, key, GROUP, temperature, rules)
 
 
-def _greedy(policy, params):
-  return jax.jit(lambda r: sample.greedy(policy, params, toys.catalogue(), r))
+def _chains(policy, params, key, temperature=1.0, request=None, rules=()):
+  game = toys.game(policy, params, request or _request())
+  return _draw(policy, params, game, key, temperature, rules)
+
+
+def _log_probs(policy, params):
+  """Of every slate f64[BATCH, GROUP]."""
+  slates = np.broadcast_to(toys.every_slate(), (BATCH, GROUP, 3))
+  logp = _scores(policy, params, slates).logp
+  return np.asarray(logp, np.float64).sum(-1)
 
 
 @pytest.mark.parametrize("head", toys.HEADS)
 def test_all_slates_sum_to_one(head):
-  policy, params = toys.policy(head)
-  slates = np.broadcast_to(toys.every_slate(), (4, 60, 3))
-  logp = _scores(policy, params, slates).logp.sum(-1)
-  # The first and last requests have all five candidates.
-  total = np.exp(np.asarray(logp, np.float64)).sum(1)[np.array([0, 3])]
-  np.testing.assert_allclose(total, 1.0, atol=1e-5)
-
-
-def _probabilities(policy, params, batch=4):
-  """Of each slate of the first of `batch` requests, f64[60]."""
-  slates = np.broadcast_to(toys.every_slate(), (batch, 60, 3))
-  logp = _scores(policy, params, slates).logp
-  return np.exp(np.asarray(logp, np.float64).sum(-1))[0]
+  total = np.exp(_log_probs(*_policy(head))).sum(1)
+  # Every third request has all five candidates.
+  np.testing.assert_allclose(total[::3], 1.0, atol=1e-5)
 
 
 def _chi_square(drawn, expected):
@@ -61,30 +74,26 @@ def _chi_square(drawn, expected):
 
 @pytest.mark.parametrize("head", toys.HEADS)
 def test_samples_follow_the_probabilities(head):
-  policy, params = toys.policy(head, sharpness=1.3)
-
-  @jax.jit
-  def draw(key):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    return sample.chains(policy, params, game, key, 2000).slate[0]
-
-  drawn = np.concatenate([draw(jax.random.key(i)) for i in range(3)])
-  assert _chi_square(drawn, _probabilities(policy, params)) > 1e-3
+  policy, params = _policy(head)
+  keys = map(jax.random.key, range(12))
+  drawn = [_chains(policy, params, k, request=_one()).slate for k in keys]
+  expected = np.exp(_log_probs(policy, params)[0])
+  assert _chi_square(np.concatenate(drawn).reshape(-1, 3), expected) > 1e-3
 
 
 def test_stratified_samples_follow_and_share_out_the_probabilities():
-  policy, params = toys.policy("global", sharpness=1.3)
+  policy, params = _policy("global")
   group = 16
 
   @jax.jit
-  def draw(keys):
-    request = toys.request(batch=1)
-    game = sample.prepare(policy, params, toys.catalogue(), request)
+  def draw(params, game, keys):
     many = lambda k: sample.stratified(policy, params, game, k, group).slate[0]
     return jax.lax.map(many, keys, batch_size=50)
 
-  slates = np.asarray(draw(jax.random.split(jax.random.key(0), 3000)))
-  expected = _probabilities(policy, params, batch=1)
+  game = jax.tree.map(lambda x: x[:1], toys.game(policy, params, _request()))
+  keys = jax.random.split(jax.random.key(0), 3000)
+  slates = np.asarray(draw(params, game, keys))
+  expected = np.exp(_log_probs(policy, params)[0])
   # Any one leaf is a sample of the policy.
   for leaf in (0, 7):
     assert _chi_square(slates[:, leaf], expected) > 1e-3
@@ -104,10 +113,9 @@ def test_stratified_samples_follow_and_share_out_the_probabilities():
 
 @pytest.mark.parametrize("head", toys.HEADS)
 def test_rollout_and_learner_agree(head):
-  policy, params = toys.policy(head)
-  with jax.default_matmul_precision("highest"):
-    out = _chains(policy, params, jax.random.key(1), 16)
-    scores = _scores(policy, params, out.slate)
+  policy, params = _policy(head)
+  out = _chains(policy, params, jax.random.key(1))
+  scores = _scores(policy, params, out.slate)
   np.testing.assert_allclose(
     tree.on_path(out, out.logp_old), scores.logp, atol=1e-5
   )
@@ -116,19 +124,19 @@ def test_rollout_and_learner_agree(head):
 @pytest.mark.parametrize("head", toys.HEADS)
 @pytest.mark.parametrize("ruled", (False, True))
 def test_slates_are_legal(head, ruled):
-  policy, params = toys.policy(head, sharpness=4.0)
-  request = toys.request(batch=64)
+  policy, params = _policy(head)
   rules, cap = (), 3
-  pins = jnp.full((64, 3), PAD, jnp.int32).at[:, 1].set(0)
+  pins = jnp.full((BATCH, 3), PAD, jnp.int32).at[:, 1].set(0)
   if ruled:
     cap = 1
-    groups = jnp.broadcast_to((jnp.arange(5) + 1) // 2, (64, 5))
-    limit = jnp.full((64,), cap, jnp.int32)
+    groups = jnp.broadcast_to((jnp.arange(5) + 1) // 2, (BATCH, 5))
+    limit = jnp.full((BATCH,), cap, jnp.int32)
     rules = (legality.pin(pins), legality.cap(groups, limit))
-  out = _chains(policy, params, jax.random.key(2), 50, batch=64, rules=rules)
+  sharp = toys.scaled(params, 3.0)
+  out = _chains(policy, sharp, jax.random.key(2), rules=rules)
   slate = np.asarray(out.slate)
-  count = np.asarray((request.candidates >= 0).sum(1))
-  for b in range(64):
+  count = np.asarray((_request().candidates >= 0).sum(1))
+  for b in range(BATCH):
     for row in slate[b]:
       shown = row[row >= 0]
       assert len(set(shown)) == len(shown)
@@ -142,8 +150,8 @@ def test_slates_are_legal(head, ruled):
 
 
 def test_greedy_is_the_most_likely_token_each_time():
-  policy, params = toys.policy("global")
-  slate = _greedy(policy, params)(toys.request())
+  policy, params = _policy("global")
+  slate = toys.greedy(policy, params, _request())
   scores = _scores(policy, params, slate[:, None])
   best = jnp.where(scores.legal, scores.dist, -jnp.inf).max(-1)
   real = scores.legal.any(-1)
@@ -153,8 +161,8 @@ def test_greedy_is_the_most_likely_token_each_time():
 
 
 def test_temperature_changes_the_explorer_alone():
-  policy, params = toys.policy("global", sharpness=1.3)
-  hot = _chains(policy, params, jax.random.key(0), 8, 2.0)
+  policy, params = _policy("global")
+  hot = _chains(policy, params, jax.random.key(0), temperature=2.0)
   scores = _scores(policy, params, hot.slate)
   np.testing.assert_allclose(
     tree.on_path(hot, hot.logp_old), scores.logp, atol=1e-5
@@ -164,38 +172,33 @@ def test_temperature_changes_the_explorer_alone():
 
 
 def test_permuting_candidates_cannot_change_the_global_head():
-  policy, params = toys.policy("global")
-  request = toys.request()
-  request = request.replace(
-    candidates=request.candidates[jnp.array([0, 3])],
-    scores=request.scores[jnp.array([0, 3])],
-    history=request.history[jnp.array([0, 3])],
-    user=request.user[:2],
-    size=request.size[:2],
+  policy, params = _policy("global")
+  request = _request()
+  items = lambda request: np.take_along_axis(
+    np.asarray(request.candidates),
+    np.asarray(toys.greedy(policy, params, request)),
+    axis=1,
   )
-  greedy = _greedy(policy, params)
-  slate = greedy(request)
-  items = jnp.take_along_axis(request.candidates, slate, axis=1)
+  first = items(request)
+  full = np.asarray(request.candidates >= 0).all(1)
+  assert len(np.unique(first[full], axis=0)) == full.sum() > 1
   for seed in range(5):
     order = np.random.default_rng(seed).permutation(5)
     other = request.replace(
       candidates=request.candidates[:, order], scores=request.scores[:, order]
     )
-    again = greedy(other)
-    np.testing.assert_array_equal(
-      items, jnp.take_along_axis(other.candidates, again, axis=1)
-    )
+    np.testing.assert_array_equal(items(other)[full], first[full])
 
 
 def test_one_compile_a_shape():
-  policy, params = toys.policy("global")
+  policy, params = _policy("global")
 
   @jax.jit
   @chex.assert_max_traces(n=1)
-  def draw(params, request, key):
-    game = sample.prepare(policy, params, toys.catalogue(), request)
+  def draw(params, game, key):
     return sample.chains(policy, params, game, key, 2).slate
 
   chex.clear_trace_counter()
   for seed in range(3):
-    draw(params, toys.request(seed), jax.random.key(seed))
+    game = toys.game(policy, params, toys.request(seed))
+    draw(params, game, jax.random.key(seed))

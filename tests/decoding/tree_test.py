@@ -21,11 +21,11 @@ from tests import toys
 
 @functools.cache
 def _tree(kind):
-  policy, params = toys.policy("global")
+  # Each explorer keeps every layer's cache in its own way.
+  policy, params = toys.policy("global", layers=2)
 
   @jax.jit
-  def grow(params, request):
-    game = sample.prepare(policy, params, toys.catalogue(), request)
+  def grow(params, game):
     if kind == "beam":
       out = beam.beam(policy, params, game, 8)
     elif kind == "fixed_tree":
@@ -38,7 +38,7 @@ def _tree(kind):
       out = tree.merge(out) if kind == "merged" else out
     return out, learner.score_slates(policy, params, game, out.slate)
 
-  return jax.device_get(grow(params, toys.request()))
+  return jax.device_get(grow(params, toys.game(policy, params)))
 
 
 @functools.cache
@@ -47,13 +47,10 @@ def _wide_beam():
   policy, params = toys.policy("global")
   slates = jnp.asarray(np.broadcast_to(toys.every_slate(), (4, 60, 3)))
 
-  @jax.jit
-  def grow(params, request):
-    game = sample.prepare(policy, params, toys.catalogue(), request)
-    scores = learner.score_slates(policy, params, game, slates)
-    return beam.beam(policy, params, game, 60), scores.logp.sum(-1)
-
-  return grow(params, toys.request())
+  scores = toys.scores(policy, params, toys.request(), slates)
+  grow = jax.jit(beam.beam, static_argnums=(0, 3))
+  made = grow(policy, params, toys.game(policy, params), 60)
+  return made, scores.logp.sum(-1)
 
 
 @pytest.mark.parametrize(
@@ -133,18 +130,18 @@ def test_stochastic_beam_draws_without_replacement_in_proportion():
   policy, params = toys.policy("global", sharpness=1.0)
   slates = toys.every_slate()
 
-  @jax.jit
-  def run(params, keys):
-    request = toys.request(batch=1)
-    game = sample.prepare(policy, params, toys.catalogue(), request)
-    every = learner.score_slates(policy, params, game, slates[None])
-    draw = lambda key: beam.beam(policy, params, game, 4, key=key).slate[0]
-    return every.logp[0].sum(-1), jax.lax.map(draw, keys, batch_size=50)
+  request = toys.request(batch=1)
+  every = toys.scores(policy, params, request, slates[None])
 
-  logp, drawn = jax.device_get(
-    run(params, jax.random.split(jax.random.key(0), 600))
-  )
-  p = np.exp(np.float64(logp))
+  @jax.jit
+  def run(params, game, keys):
+    draw = lambda key: beam.beam(policy, params, game, 4, key=key).slate[0]
+    return jax.lax.map(draw, keys, batch_size=50)
+
+  game = toys.game(policy, params, request)
+  keys = jax.random.split(jax.random.key(0), 600)
+  drawn = np.asarray(run(params, game, keys))
+  p = np.exp(np.float64(every.logp[0].sum(-1)))
   code = np.array([25, 5, 1])
   assert all(len(set(row)) == 4 for row in drawn @ code)
   # The first beam alone is a sample of the policy.

@@ -50,6 +50,7 @@ def calm(tmp_path_factory):
 
 def test_killed_halfway_no_shard_is_lost_or_made_twice(calm):
   root = calm / "killed"
+  programs.lend(calm / "calm", root, "tokenizer", "lookahead")
   run = _start(root)
   while len(_shards(root)) < 3 and run.poll() is None:
     time.sleep(0.005)
@@ -72,6 +73,7 @@ def test_killed_halfway_no_shard_is_lost_or_made_twice(calm):
 
 def test_two_processes_mine_disjoint_shards(calm):
   root, port = calm / "two", programs.free_port()
+  programs.lend(calm / "calm", root, "tokenizer", "lookahead")
   one, two = map(
     _said,
     programs.finish(*(_start(root, port, 2, p) for p in range(2))),

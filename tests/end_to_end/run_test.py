@@ -80,9 +80,11 @@ def test_killed_anywhere_the_run_ends_the_same(undisturbed):
   _same(folder / "calm", root)
 
 
-def test_two_processes_do_the_whole_job(undisturbed):
+def test_two_processes_make_the_same_report(undisturbed):
+  """From evaluators of their own; how they learn policies: parity_test.py."""
   folder, _ = undisturbed
   root, port = folder / "two", programs.free_port()
+  programs.lend(folder / "calm", root, "sft", "rl")
   programs.finish(*(_start(root, port, 2, p) for p in range(2)))
   one, two = (
     {

@@ -10,7 +10,6 @@ import pytest
 from rerank_rl.config import PolicyConfig
 from rerank_rl.decoding import sample
 from rerank_rl.models import hpn
-from rerank_rl.rl import learner
 from tests import toys
 
 L, K = toys.SIZES.levels, toys.SIZES.slots
@@ -20,9 +19,7 @@ CONFIG = PolicyConfig(head="hpn", dim=16)
 @functools.cache
 def _game(head):
   policy, params = toys.policy(head)
-  request, catalogue = toys.request(), toys.catalogue()
-  prepare = jax.jit(lambda p: sample.prepare(policy, p, catalogue, request))
-  return policy, params, prepare(params)
+  return policy, params, toys.game(policy, params)
 
 
 @pytest.mark.parametrize("head", ["hpn", "hpn_expected"])
@@ -33,8 +30,7 @@ def test_slates_are_plackett_luce_draws(head):
   assert score.std() > 0.3
   slates = toys.every_slate()
   wide = np.broadcast_to(slates, (4, *slates.shape))
-  score_slates = jax.jit(learner.score_slates, static_argnums=0)
-  scores = score_slates(policy, params, game, jnp.asarray(wide))
+  scores = toys.scores(policy, params, toys.request(), wide)
   ranks = np.asarray(game.trie.rank)[0][slates]
   weight = np.exp(score)[ranks]
   left = np.exp(score).sum() - np.cumsum(weight, 1) + weight
@@ -52,10 +48,7 @@ def test_an_items_probability_is_its_tokens_product():
   request = request.replace(scores=jnp.zeros_like(request.scores))
   for head in ("hpn", "hpn_expected"):
     policy, params = toys.policy(head)
-    prepare = jax.jit(
-      lambda p, policy=policy: sample.prepare(policy, p, catalogue, request)
-    )
-    game = prepare(params)
+    game = toys.prepare(policy, params, catalogue, request)
     score = game.prompt.keys[0, 0, :, 0]
     np.testing.assert_allclose(jnp.exp(score).sum(), 1, atol=1e-5)
 
@@ -63,11 +56,11 @@ def test_an_items_probability_is_its_tokens_product():
 @pytest.mark.parametrize("head", ["hpn", "hpn_expected"])
 def test_the_rankers_scores_count_as_much_as_was_learnt(head):
   policy, params, game = _game(head)
-  catalogue, request = toys.catalogue(), toys.request()
+  request = toys.request()
   more = request.replace(scores=request.scores + jnp.arange(5.0)[None])
-  prepare = jax.jit(lambda p, r: sample.prepare(policy, p, catalogue, r))
   heavy = {**params, "prior": jnp.float32(0.7)}
-  gap = prepare(heavy, more).prompt.keys - prepare(heavy, request).prompt.keys
+  one, two = (toys.game(policy, heavy, r) for r in (request, more))
+  gap = two.prompt.keys - one.prompt.keys
   want = 0.7 * jnp.arange(5.0)[game.trie.order]
   for level in range(L):
     np.testing.assert_allclose(gap[:, level, :, 0], want, atol=1e-5)
@@ -146,12 +139,8 @@ def test_critics_know_how_far_a_session_is_and_policies_do_not():
   assert np.abs(value(_at(1.0)) - value(_at(5.0))).min() > 1e-5
   for head in ("hpn", "global"):
     policy, own, _ = _game(head)
-    keys = jax.jit(
-      lambda r, p=policy, own=own: (
-        sample.prepare(p, own, catalogue, r).prompt.keys
-      )
-    )
-    np.testing.assert_array_equal(keys(_at(1.0)), keys(_at(5.0)))
+    one, two = (toys.game(policy, own, _at(far)) for far in (1.0, 5.0))
+    np.testing.assert_array_equal(one.prompt.keys, two.prompt.keys)
 
 
 def test_the_levels_weights_learn():

@@ -22,7 +22,7 @@ ITEMS, WIDTH = 14, 6
 SIDS = toys.catalogue(items=ITEMS).sids
 TREE = catalogue.build(SIDS)
 POLICY = next_item.make_member(
-  PolicyConfig(dim=8),
+  PolicyConfig(dim=8, layers=1),
   NextItemConfig(history=WIDTH, dropout=0.5),
   next_item.Sizes(TREE.code.size, 3, 3),
 )
@@ -152,7 +152,9 @@ def test_ties_are_broken_at_random():
   cube = jnp.array(list(itertools.product(range(3), repeat=3)))
   tree = catalogue.build(cube)
   policy = next_item.make_member(
-    PolicyConfig(dim=8), NextItemConfig(history=1), next_item.Sizes(40, 3, 3)
+    PolicyConfig(dim=8, layers=1),
+    NextItemConfig(history=1),
+    next_item.Sizes(40, 3, 3),
   )
   flat = jax.tree.map(jnp.zeros_like, jax.jit(policy.init)(jax.random.key(0)))
   state = jnp.zeros((1, 8))
@@ -216,7 +218,7 @@ def test_members_learn_apart(pair):
     return jax.grad(loss)(params)
 
   still = next_item.make_member(
-    PolicyConfig(dim=8),
+    PolicyConfig(dim=8, layers=1),
     NextItemConfig(history=WIDTH, dropout=0.0, item_dropout=0.0),
     next_item.Sizes(TREE.code.size, 3, 3),
   )

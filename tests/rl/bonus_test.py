@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerank_rl.decoding import sample, tree
-from rerank_rl.rl import bonus, learner
+from rerank_rl.decoding import tree
+from rerank_rl.rl import bonus
 from rerank_rl.types import PAD
 from tests import toys
 
@@ -51,17 +51,11 @@ def test_who_has_failed():
 
 @functools.cache
 def _chains():
-  policy, params = toys.policy("global", layers=1)
+  policy, params = toys.policy("global")
 
-  @jax.jit
-  def play(params):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    made = sample.chains(policy, params, game, jax.random.key(3), 16)
-    scores = learner.score_slates(policy, params, game, made.slate)
-    return made, scores.legal.sum(-1)
-
-  made, legal = play(params)
-  return made, np.asarray(legal)
+  made = toys.chains(policy, params, jax.random.key(3))
+  scores = toys.scores(policy, params, toys.request(), made.slate)
+  return made, np.asarray(scores.legal.sum(-1))
 
 
 @pytest.mark.parametrize("merged", (False, True))

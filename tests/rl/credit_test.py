@@ -8,18 +8,22 @@ import numpy as np
 import pytest
 
 from rerank_rl.decoding import beam, fixed_tree, sample, tree, value_guided
-from rerank_rl.rl import credit, learner
+from rerank_rl.rl import credit
 from rerank_rl.types import PAD
 from tests import toys
 
 
+def _policy():
+  """None of its choices is near certain."""
+  return toys.policy("global", sharpness=1.0)
+
+
 @functools.cache
 def _grown(kind):
-  policy, params = toys.policy("global")
+  policy, params = _policy()
 
   @jax.jit
-  def grow(params):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+  def grow(params, game):
     key = jax.random.key(3)
     if kind == "value_guided":
       return value_guided.value_guided(policy, params, toys.value, game, 24)
@@ -29,7 +33,7 @@ def _grown(kind):
       return fixed_tree.fixed_tree(policy, params, game, (2, 1, 1, 4, 2), key)
     return tree.merge(sample.chains(policy, params, game, key, 16))
 
-  return jax.device_get(grow(params))
+  return jax.device_get(grow(params, toys.game(policy, params)))
 
 
 def _families(made, b):
@@ -120,21 +124,19 @@ def test_confined_is_the_gradient_within_the_tree(kind):
 
 
 def test_confined_to_every_slate_is_the_policys_gradient():
-  policy, params = toys.policy("global")
+  policy, params = _policy()
   made, slates = _grown("every slate"), toys.every_slate()
 
-  def score(params, slates):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    return learner.score_slates(policy, params, game, slates)
+  score = functools.partial(toys.scores, policy)
 
   def expected(params):
     """E R of request 0, whose slates are full."""
     every = np.broadcast_to(slates, (4, *slates.shape))
-    p = jnp.exp(score(params, every).logp.sum(-1))[0]
+    p = jnp.exp(score(params, toys.request(), every).logp.sum(-1))[0]
     return (p * jnp.sin(slates @ jnp.array([5.0, 3.0, 1.0]))).sum()
 
   def credited(params, given):
-    logp = tree.to_edges(made, score(params, made.slate).logp)
+    logp = tree.to_edges(made, score(params, toys.request(), made.slate).logp)
     return ((given.positive + given.negative) * logp)[0].sum()
 
   given = credit.confined(made, toys.outcome(made))
@@ -209,7 +211,8 @@ def test_advantages_are_held_against_the_batchs(kind):
   made = _grown(kind)
   said = np.random.default_rng(0).normal(size=made.path.shape) ** 3
   # What had a sibling to be chosen in its place.
-  real = np.asarray(tree.on_path(made, made.logp_old)) < -1e-4
+  scores = toys.scores(*_policy(), toys.request(), made.slate)
+  real = np.asarray(scores.legal.sum(-1)) > 1
   assert 0 < real.mean() < 1
   want = np.zeros(said.shape)
   for t in range(said.shape[2]):
@@ -285,25 +288,25 @@ def test_leaves_that_were_not_found_count_for_nothing(kind):
 
 def test_stratified_samples_credit_slates_as_the_gradient_does():
   """E sum_g A_g 1[slate g] / G against p(slate) (R - mean R), enumerated."""
-  policy, params = toys.policy("global", sharpness=1.0)
+  policy, params = _policy()
   slates, group = toys.every_slate(), 16
 
-  @jax.jit
-  def run(keys):
-    request = toys.request(batch=1)
-    game = sample.prepare(policy, params, toys.catalogue(), request)
-    every = learner.score_slates(policy, params, game, slates[None])
-    p = jnp.exp(every.logp.sum(-1)[0])
+  request = toys.request(batch=1)
 
+  @jax.jit
+  def run(params, game, keys):
     def once(key):
       made = sample.stratified(policy, params, game, key, group)
       leaf = credit.centred(made, toys.outcome(made)).leaf[0]
       same = (made.slate[0][:, None] == slates[None]).all(-1)
       return (leaf[:, None] * same).mean(0)
 
-    return p, jax.lax.map(once, keys, batch_size=50).mean(0)
+    return jax.lax.map(once, keys, batch_size=50).mean(0)
 
-  p, found = run(jax.random.split(jax.random.key(0), 4000))
+  every = toys.scores(policy, params, request, slates[None])
+  p = np.exp(every.logp.sum(-1)[0])
+  keys = jax.random.split(jax.random.key(0), 4000)
+  found = run(params, toys.game(policy, params, request), keys)
   reward = np.sin(slates @ np.array([5.0, 3.0, 1.0]))
   wanted = p * (reward - (p * reward).sum())
   slope = float(found @ wanted / (wanted @ wanted))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerank_rl.decoding import legality, sample
+from rerank_rl.decoding import legality
 from rerank_rl.rl import learner, objectives
 from rerank_rl.types import PAD
 from tests import toys
@@ -103,13 +103,9 @@ def _scored():
   """(the policy's scores, soft labels) along `_slates`."""
   policy, params = toys.policy("global")
 
-  @jax.jit
-  def both(params):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    scores = learner.score_slates(policy, params, game, _slates())
-    return scores, learner.soft_labels(game.trie, _slates(), _worth(3, 2))
-
-  return both(params)
+  scores = toys.scores(policy, params, toys.request(), _slates())
+  label = jax.jit(learner.soft_labels)
+  return scores, label(_trie(), _slates(), _worth(3, 2))
 
 
 @pytest.mark.parametrize("hard, soft", [(1.0, 0.0), (0.0, 1.0), (0.7, 0.3)])

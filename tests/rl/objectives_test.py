@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerank_rl.decoding import sample, tree
-from rerank_rl.rl import credit, learner, objectives
+from rerank_rl.decoding import tree
+from rerank_rl.rl import credit, objectives
 from tests import toys
 
 
@@ -18,12 +18,7 @@ def _play():
 
 
 def _played(policy, params):
-  @jax.jit
-  def sampled(params):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    return sample.chains(policy, params, game, jax.random.key(0), 16)
-
-  chains = sampled(params)
+  chains = toys.chains(policy, params, jax.random.key(0))
   return policy, params, chains, toys.outcome(chains)
 
 
@@ -34,8 +29,7 @@ def _scored(params):
 
 
 def _loss(policy, params, t, outcome, objective):
-  game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-  scores = learner.score_slates(policy, params, game, t.slate)
+  scores = toys.scores(policy, params, toys.request(), t.slate)
   given = credit.group(t, outcome)
   main = objective(t, scores, given, 0.05)
   wide = objectives.weighted(t, objectives.entropy(scores))
@@ -97,8 +91,7 @@ def test_rovers_first_gradient_is_twice_reinforce():
   policy, params, chains, outcome = _play()
 
   def loss(params, objective, given):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    scores = learner.score_slates(policy, params, game, chains.slate)
+    scores = toys.scores(policy, params, toys.request(), chains.slate)
     out = objective(chains, scores, given, 0.2)
     return out.total / out.denominator
 

@@ -19,14 +19,8 @@ L, K = toys.SIZES.levels, toys.SIZES.slots
 @functools.cache
 def _play(group=16):
   policy, params = toys.policy("global")
-
-  @jax.jit
-  def play(params):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    tree = sample.chains(policy, params, game, jax.random.key(0), group)
-    return game, tree
-
-  return policy, params, *play(params)
+  tree = toys.chains(policy, params, jax.random.key(0), group)
+  return policy, params, toys.game(policy, params), tree
 
 
 @functools.cache

@@ -42,13 +42,13 @@ def _state():
     catalogue=toys.catalogue(),
     key=lambda name: jax.random.key(5),
   )
-  params = {"policy": toys.policy("global", layers=1)[1]}
+  params = {"policy": toys.policy("global")[1]}
   return curiosity.attach(setting, states.create(params, TX))
 
 
 @functools.cache
 def _step():
-  policy, params = toys.policy("global", layers=1)
+  policy, params = toys.policy("global")
   config = RLConfig(
     group=8, credit="group", bonus="novelty", kl=0.0, entropy=0.0
   )

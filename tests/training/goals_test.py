@@ -8,7 +8,6 @@ import pytest
 from benchmarks import control
 from configs import mocdt
 from rerank_rl.config import ConfigError
-from rerank_rl.decoding import sample
 from rerank_rl.evaluation import ranking
 from rerank_rl.training import goals, session, session_pipeline
 from rerank_rl.training.stages import relabel
@@ -139,7 +138,7 @@ def test_a_goal_is_part_of_the_prompt(done):
   params, policy = done.params["mocdt"]["policy"], done.policy
   request = session.example(done)
   root = lambda goal: (
-    sample.prepare(
+    toys.prepare(
       policy, params, done.catalogue, request.replace(goal=goal)
     ).prompt.root
   )

@@ -1,6 +1,7 @@
 """Sessions with users learnt from a log: who learns from whom, who judges."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -67,18 +68,18 @@ def test_test_users_behave_as_the_model_that_trained_no_policy(learnt):
     jax.tree.map(np.testing.assert_array_equal, by_split[split], fitted)
 
 
-def test_good_policies_are_good_to_every_judge(learnt):
-  """Order by what most users like, forwards and backwards, and the truth."""
-  _, setting = learnt
-  judged = {
-    name: session.judge(setting, "test", act, params, environment=environment)[
-      "total_reward"
-    ].mean()
-    for name, (act, params) in fidelity.policies(setting).items()
-    for environment in (setting.environment("test"),)
-    if name.startswith("ranker_o") or name == "ranker_reversed"
-  }
-  assert judged["ranker_order"] > judged["ranker_reversed"]
+def test_the_rankers_order_beats_its_reverse(learnt):
+  """Order by what most users like, forwards and backwards."""
+  folder, setting = learnt
+  act, params = fidelity.policies(setting)["ranker_reversed"]
+  backwards = session.judge(setting, "test", act, params)["total_reward"].mean()
+  rows = json.loads((folder / report.REPORT).read_text())["rows"]
+  (forwards,) = (
+    row["metrics"]["total_reward"]
+    for row in rows
+    if row["system"] == "ranker_order"
+  )
+  assert forwards > backwards
 
 
 def test_the_worlds_log_is_of_sessions(learnt):

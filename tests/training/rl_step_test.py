@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rerank_rl.config import RLConfig, TrainConfig
-from rerank_rl.decoding import sample
 from rerank_rl.models.critic import Critic
 from rerank_rl.training import state as states
 from rerank_rl.training.stages import rl
@@ -47,17 +46,17 @@ def _stepped(explore, credit, reward, rate=0.01, **more):
     learning_rate=rate, warmup_steps=0, weight_decay=0.0, ema=0.9
   )
   tx = states.optimizer(train, PARTS)
-  policy, params = toys.policy("global", layers=1)
+  policy, params = toys.policy("global")
   critic = Critic(policy.levels, policy.slots)
 
   @jax.jit
-  def init(params):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
-    slot = jnp.zeros((game.prompt.root.shape[0], 1), jnp.int32)
-    root = game.prompt.root[:, None]
-    return critic.init(jax.random.key(1), game.prompt, root, 0, slot)["params"]
+  def init(prompt):
+    slot = jnp.zeros((prompt.root.shape[0], 1), jnp.int32)
+    root = prompt.root[:, None]
+    return critic.init(jax.random.key(1), prompt, root, 0, slot)["params"]
 
-  state = states.create({"policy": params, "critic": init(params)}, tx)
+  own = init(toys.game(policy, params).prompt)
+  state = states.create({"policy": params, "critic": own}, tx)
   parts = {"explore": explore, "credit": credit, **more}
   config = RLConfig(group=4, budget=16, kl=0.0, entropy=0.0, **parts)
   method = rl.Method(policy, config, tx, train.ema, 0.9)
