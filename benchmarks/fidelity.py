@@ -10,7 +10,6 @@ the truth.
 """
 
 from collections.abc import Mapping
-import functools
 from typing import Any
 
 from absl import app
@@ -86,9 +85,7 @@ def _noisy(slots, params, request, key):
 def policies(setting: SessionRun) -> Mapping[str, tuple[session.Act, Any]]:
   """Fixed policies by name: (act, parameters)."""
   data = setting.dataset
-  bind = lambda function: jax.tree_util.Partial(
-    functools.partial(function, data.slate_size)
-  )
+  bind = lambda function: session.system(function, data.slate_size)
   seen = np.bincount(
     data.offers[data.offers != PAD], minlength=len(data.item_ids)
   )

@@ -86,8 +86,8 @@ def policy(
 ):
   """(Policy, params) whose distribution is far from uniform.
 
-  Two layers tell what is wrong about the first's cache; a program of one
-  compiles in less time.
+  A mistake about a later layer's cache takes two layers to show; programs of
+  one compile in less time.
   """
   config = PolicyConfig(head=head, dim=16, layers=layers)
   made: Policy = make_policy(config, sizes)

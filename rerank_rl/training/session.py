@@ -219,10 +219,25 @@ def play(policy: Policy, turns: int, params, catalogue, law, start, key):
   return simulation.play(law, act, start, key, turns)
 
 
+@functools.cache
+def _bound(function: Callable, static: Any) -> Callable:
+  return functools.partial(function, static)
+
+
+def system(
+  function: Callable[..., Array], static: Any, *arrays: Any
+) -> Callable[..., Array]:
+  """A pytree that calls function(static, *arrays, ...), as an Act is called.
+
+  To jit, two of one function and one static part are the same, where for each
+  new `functools.partial` it would compile anew.
+  """
+  return jax.tree_util.Partial(_bound(function, static), *arrays)
+
+
 def greedy(setting: SessionRun) -> Act:
   """The configured policy's greedy slates as a system."""
-  act = functools.partial(_greedy, setting.policy)
-  return jax.tree_util.Partial(act, setting.catalogue)
+  return system(_greedy, setting.policy, setting.catalogue)
 
 
 def _greedy(policy, catalogue, params, request: Request, key: Array) -> Array:

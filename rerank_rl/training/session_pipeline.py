@@ -7,8 +7,6 @@ import time
 from types import MappingProxyType
 from typing import Any
 
-import jax
-
 from rerank_rl.config import Config, ConfigError, SessionConfig
 from rerank_rl.data import load, sessions
 from rerank_rl.models import policy
@@ -107,8 +105,8 @@ def evaluate(
   simple = {"random": session.at_random, "ranker_order": session.ranked}
   judged = {}
   for name, function in simple.items():
-    own = functools.partial(function, setting.dataset.slate_size)
-    judged[name] = judge(jax.tree_util.Partial(own), ())
+    own = session.system(function, setting.dataset.slate_size)
+    judged[name] = judge(own, ())
   systems = learner(setting.config).systems(setting)
   for name, (act, params) in systems.items():
     judged[name] = judge(act, params)

@@ -191,14 +191,14 @@ def test_permuting_candidates_cannot_change_the_global_head():
 
 
 def test_one_compile_a_shape():
-  policy, params = _policy("global")
+  policy, params = toys.policy("global")
 
   @jax.jit
   @chex.assert_max_traces(n=1)
-  def draw(params, game, key):
+  def draw(params, request, key):
+    game = sample.prepare(policy, params, toys.catalogue(), request)
     return sample.chains(policy, params, game, key, 2).slate
 
   chex.clear_trace_counter()
   for seed in range(3):
-    game = toys.game(policy, params, toys.request(seed))
-    draw(params, game, jax.random.key(seed))
+    draw(params, toys.request(seed), jax.random.key(seed))

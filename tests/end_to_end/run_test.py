@@ -68,7 +68,7 @@ def test_killed_anywhere_the_run_ends_the_same(undisturbed):
   folder, seconds = undisturbed
   root = folder / "killed"
   moments = random.Random(0)
-  for _ in range(int(os.environ.get("KILLS", "3"))):
+  for _ in range(int(os.environ.get("KILLS", "2"))):
     run = _start(root)
     try:
       # What the first run compiled the others load, in half the time.

@@ -6,8 +6,6 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
 ROOT = pathlib.Path(__file__).parents[2]
 MAIN = "--config=configs/glorank_rl.py"
 TIGER = "--config=configs/tiger.py"
@@ -218,10 +216,13 @@ def test_what_is_damaged_is_named_and_the_remedy_works(tmp_path):
   assert (work / "report.json").read_bytes() == good
 
 
-@pytest.mark.parametrize("name", ("file", "file/below"))
-def test_a_workdir_that_is_a_file(tmp_path, name):
+def test_a_workdir_that_is_a_file(tmp_path):
   (tmp_path / "file").write_text("mine")
-  (code,), (text,) = _run([[*TINY, f"--workdir={tmp_path / name}"]], tmp_path)
-  assert code == 2 and "Traceback" not in text, text[-2000:]
-  assert str(tmp_path / "file") in _complaint(text)
+  cases = [
+    [*TINY, f"--workdir={tmp_path / name}"] for name in ("file", "file/below")
+  ]
+  codes, texts = _run(cases, tmp_path)
+  for code, text in zip(codes, texts, strict=True):
+    assert code == 2 and "Traceback" not in text, text[-2000:]
+    assert str(tmp_path / "file") in _complaint(text)
   assert (tmp_path / "file").read_text() == "mine"

@@ -126,7 +126,6 @@ def test_confined_is_the_gradient_within_the_tree(kind):
 def test_confined_to_every_slate_is_the_policys_gradient():
   policy, params = _policy()
   made, slates = _grown("every slate"), toys.every_slate()
-
   score = functools.partial(toys.scores, policy)
 
   def expected(params):
@@ -290,7 +289,6 @@ def test_stratified_samples_credit_slates_as_the_gradient_does():
   """E sum_g A_g 1[slate g] / G against p(slate) (R - mean R), enumerated."""
   policy, params = _policy()
   slates, group = toys.every_slate(), 16
-
   request = toys.request(batch=1)
 
   @jax.jit

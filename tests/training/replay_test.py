@@ -246,6 +246,13 @@ def test_dqn_looks_beyond_clicks(tmp_path):
   assert found["greedy"] > found["myopic"] + 0.2
 
 
+@pytest.mark.parametrize("name", ("dqn", "hac"))
+def test_an_agent_asked_for_again_is_no_other_to_jit(name, tmp_path):
+  config = _config("", SMALL | {"replay.agent": name})
+  setting = toys.begun(config, tmp_path)
+  assert stage.agent_of(setting) == stage.agent_of(setting)
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [

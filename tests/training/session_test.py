@@ -9,7 +9,7 @@ from configs import hsrl
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import report
 from rerank_rl.rl import values
-from rerank_rl.training import session_pipeline, tasks
+from rerank_rl.training import session, session_pipeline, tasks
 from tests import toys
 
 
@@ -68,8 +68,11 @@ def test_the_report_holds_what_the_protocol_asks(done):
 def test_a_finished_run_is_only_judged_again(done):
   folder, config = done
   once = (folder / report.REPORT).read_bytes()
+  programs = session._played._cache_size()
   session_pipeline.run(config, folder, folder, "command")
   assert (folder / report.REPORT).read_bytes() == once
+  # Systems that are made anew are no others to jit.
+  assert session._played._cache_size() == programs > 0
 
 
 def test_kl_is_to_the_policys_own_average(done):

@@ -176,11 +176,10 @@ def achieved(
   setting: SessionRun, split: str, behaviours: goals.Behaviour, **where: Any
 ) -> np.ndarray:
   """What behaviours achieve among a split's users: f32[P, 2]."""
-  act = functools.partial(_as_behaviour, setting.policy.slots)
   return goals.measure(
     setting,
     split,
-    jax.tree_util.Partial(act),
+    sessions.system(_as_behaviour, setting.policy.slots),
     setting.catalogue.features,
     behaviours,
     setting.config.goals.users,
@@ -202,9 +201,7 @@ def init(setting: SessionRun):
 
 def act_of(setting: SessionRun) -> goals.Pursue:
   """The policy as a system that is asked for a goal."""
-  return jax.tree_util.Partial(
-    functools.partial(pursue, setting.policy), setting.catalogue
-  )
+  return sessions.system(pursue, setting.policy, setting.catalogue)
 
 
 def watch(setting: SessionRun, whole):

@@ -165,11 +165,21 @@ def run(setting: SessionRun) -> SessionRun:
   return sessions.run(setting, STAGE, _fit, config.replay)
 
 
+@functools.cache
+def _agent(name: str, *parts: Any) -> Agent:
+  return agents.AGENTS[name](*parts)
+
+
 def agent_of(setting: SessionRun) -> Agent:
-  """The configured agent."""
+  """The configured agent; the same functions whenever it is asked for."""
   config = setting.config
-  make = agents.AGENTS[config.replay.agent]
-  return make(config.policy, setting.sizes, config.session, config.replay)
+  return _agent(
+    config.replay.agent,
+    config.policy,
+    setting.sizes,
+    config.session,
+    config.replay,
+  )
 
 
 def make_method(setting: SessionRun, tx) -> Method:
@@ -205,8 +215,7 @@ def _greedy(agent: Agent, catalogue, params, request, key: Array) -> Array:
 
 def greedy_act(setting: SessionRun) -> sessions.Act:
   """The agent's greedy slates as a system."""
-  act = functools.partial(_greedy, agent_of(setting))
-  return jax.tree_util.Partial(act, setting.catalogue)
+  return sessions.system(_greedy, agent_of(setting), setting.catalogue)
 
 
 def watch(setting: SessionRun):
