@@ -72,6 +72,8 @@ def _no_loss(params, catalogue, transition: Transition) -> Array:
   return jnp.zeros(transition.answer.left.shape)
 
 
+# The same arguments give the same functions, which jit then knows again.
+@functools.cache
 def dqn(
   policy: PolicyConfig,
   sizes: Sizes,
@@ -279,6 +281,7 @@ class _LikelyPoints(_Points):
     return liking - beta * gain * logp / self.critic.unit
 
 
+@functools.cache
 def _on_points(
   kind: type[_Points],
   policy: PolicyConfig,

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from rerank_rl.decoding import fixed_tree, sample, tree
+from rerank_rl.decoding import fixed_tree, tree
 from rerank_rl.types import PAD
 from tests import toys
 
@@ -48,11 +48,7 @@ def test_shape_and_distinct_siblings():
 
 def test_one_child_a_node_is_an_ordinary_sample():
   made = _trees((1,), keys=3000)
-  policy, params = toys.policy("global")
-
-  sampled = jax.jit(sample.chains, static_argnums=(0, 4))
-  game = toys.game(policy, params)
-  chains = sampled(policy, params, game, jax.random.key(1), 3000)
+  chains = toys.chains(*toys.policy("global"), jax.random.key(1), 3000)
   one = np.asarray(made.slate)[:, 0, 0] @ np.array([25, 5, 1])
   two = np.asarray(chains.slate)[0] @ np.array([25, 5, 1])
   kinds = np.unique(np.concatenate([one, two]))

@@ -102,7 +102,6 @@ def test_token_divergences_add_up_to_the_items():
 def _scored():
   """(the policy's scores, soft labels) along `_slates`."""
   policy, params = toys.policy("global")
-
   scores = toys.scores(policy, params, toys.request(), _slates())
   label = jax.jit(learner.soft_labels)
   return scores, label(_trie(), _slates(), _worth(3, 2))

@@ -9,7 +9,7 @@ import optax
 
 from rerank_rl.decoding import sample
 from rerank_rl.models.critic import Critic
-from rerank_rl.rl import learner, values
+from rerank_rl.rl import values
 from rerank_rl.types import PAD, Outcome
 from tests import toys
 
@@ -126,8 +126,7 @@ def test_a_states_value_is_its_childrens_mean():
   policy, params, game, tree = _play()
   made, critic = _critic()
   read = _along(critic, params, game, tree.slate)
-  score = jax.jit(learner.score_slates, static_argnums=0)
-  scores = score(policy, params, game, tree.slate)
+  scores = toys.scores(policy, params, toys.request(), tree.slate)
   ranks = sample.ranks_of(game.trie, tree.slate)
   states = jax.jit(policy.states)(params, game.prompt, ranks)
   B, G = tree.slate.shape[:2]
@@ -155,7 +154,7 @@ def test_the_policy_gets_no_gradient():
   policy, critic = _play()[0], _critic()[1]
 
   def loss(params):
-    game = sample.prepare(policy, params, toys.catalogue(), toys.request())
+    game = toys.game(policy, params)
     value = functools.partial(_critic()[0].apply, {"params": critic})
     states = policy.states(
       params, game.prompt, sample.ranks_of(game.trie, tree.slate)

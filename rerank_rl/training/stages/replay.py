@@ -165,21 +165,11 @@ def run(setting: SessionRun) -> SessionRun:
   return sessions.run(setting, STAGE, _fit, config.replay)
 
 
-@functools.cache
-def _agent(name: str, *parts: Any) -> Agent:
-  return agents.AGENTS[name](*parts)
-
-
 def agent_of(setting: SessionRun) -> Agent:
-  """The configured agent; the same functions whenever it is asked for."""
+  """The configured agent."""
   config = setting.config
-  return _agent(
-    config.replay.agent,
-    config.policy,
-    setting.sizes,
-    config.session,
-    config.replay,
-  )
+  make = agents.AGENTS[config.replay.agent]
+  return make(config.policy, setting.sizes, config.session, config.replay)
 
 
 def make_method(setting: SessionRun, tx) -> Method:
