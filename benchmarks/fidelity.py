@@ -70,11 +70,6 @@ def answers(law: learnt.Learnt, rows: Impression) -> list[dict[str, float]]:
   return out
 
 
-def _reversed(slots, params, request, key):
-  request = request.replace(scores=-request.scores)
-  return session.ranked(slots, params, request, key)
-
-
 def _noisy(slots, params, request, key):
   spread = request.scores.std(-1, keepdims=True)
   noise = _NOISE * spread * jax.random.normal(key, request.scores.shape)
@@ -94,11 +89,11 @@ def policies(setting: SessionRun) -> Mapping[str, tuple[session.Act, Any]]:
   for i in range(3):
     tables[f"direction_{i + 1}"] = data.vectors @ main[2][i]
   tables |= {f"{name}_reversed": -table for name, table in tables.items()}
-  act = bind(session.by_table)
+  act, simple = bind(session.by_table), bind(session.by_weights)
   return {
-    "random": (bind(session.at_random), ()),
-    "ranker_order": (bind(session.ranked), ()),
-    "ranker_reversed": (bind(_reversed), ()),
+    "random": (simple, session.RANDOM),
+    "ranker_order": (simple, session.RANKED),
+    "ranker_reversed": (simple, session.REVERSED),
     "ranker_noisy": (bind(_noisy), ()),
     **{
       name: (act, jnp.asarray(table, jnp.float32))

@@ -95,12 +95,13 @@ def policy(
   return made, scaled(params, sharpness)
 
 
-def scaled(params, factor: float):
-  """Parameters times a number.
+def scaled(params, factor: float, more: float = 0.0):
+  """Parameters times a number, and more.
 
   In numpy: eager arithmetic on a tree compiles a program for every shape.
   """
-  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x) * factor), params)
+  change = lambda x: jnp.asarray(np.asarray(x) * factor + more)
+  return jax.tree.map(change, params)
 
 
 def wide_policy(head: str, layers: int = 1):

@@ -259,11 +259,20 @@ def by_table(slots: int, params: Array, request: Request, key: Array) -> Array:
   return ranked(slots, (), request.replace(scores=scores), key)
 
 
-def at_random(slots: int, params, request: Request, key: Array) -> Array:
-  """Candidates drawn without replacement i32[B, K], anew for every slate."""
+# Weights of the ranker's score and of chance, as `by_weights` reads them.
+RANKED, REVERSED, RANDOM = np.array([[1, 0], [-1, 0], [0, 1]], np.float32)
+
+
+def by_weights(
+  slots: int, params: Array, request: Request, key: Array
+) -> Array:
+  """Order by w_0 score + w_1 u i32[B, K], u uniform and anew for every slate.
+
+  Systems that differ in w f32[2] alone are one program.
+  """
   noise = jax.random.uniform(key, request.candidates.shape)
-  request = request.replace(scores=noise)
-  return ranked(slots, params, request, key)
+  scores = params[0] * request.scores + params[1] * noise
+  return ranked(slots, (), request.replace(scores=scores), key)
 
 
 # Jitted once a module, or every system would compile anew.

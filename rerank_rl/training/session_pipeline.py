@@ -102,14 +102,13 @@ def evaluate(
   """Judges the run's sessions on the test users, once."""
   begin = time.monotonic()
   judge = functools.partial(session.judge, setting, "test")
-  simple = {"random": session.at_random, "ranker_order": session.ranked}
-  judged = {}
-  for name, function in simple.items():
-    own = session.system(function, setting.dataset.slate_size)
-    judged[name] = judge(own, ())
-  systems = learner(setting.config).systems(setting)
-  for name, (act, params) in systems.items():
-    judged[name] = judge(act, params)
+  simple = session.system(session.by_weights, setting.dataset.slate_size)
+  systems = {
+    "random": (simple, session.RANDOM),
+    "ranker_order": (simple, session.RANKED),
+    **learner(setting.config).systems(setting),
+  }
+  judged = {name: judge(*system) for name, system in systems.items()}
   seconds = {"report": time.monotonic() - begin}
   return pipeline.publish(setting, folder, command, judged, seconds)
 

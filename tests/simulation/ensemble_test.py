@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from rerank_rl.simulation import ensemble, learnt
 from rerank_rl.types import PAD
@@ -12,12 +13,16 @@ from tests.simulation import learnt_test as responding
 ITEMS, K, N = responding.ITEMS, responding.K, responding.N
 ROWS = 600
 _on_log = jax.jit(lambda users, log: learnt.on_log(users.opinions, users, log))
+_meet = jax.jit(lambda users, row: learnt.learnt(users).meet(row))
+_opinions = jax.jit(lambda users, met, shown: users.opinions(met, shown))
+_chances = jax.jit(lambda users, met, shown: users.chances(met, shown))
 
 
 def _log():
   """Rows whose items are drawn, clicked the more the lower their number."""
   random = np.random.default_rng(3)
-  log = jax.tree.map(lambda x: jnp.repeat(x[:1], ROWS, 0), responding._start())
+  start = jax.device_get(responding._start())
+  log = jax.tree.map(lambda x: np.repeat(x[:1], ROWS, 0), start)
   candidates = np.stack([random.permutation(ITEMS)[:N] for _ in range(ROWS)])
   history = random.integers(0, ITEMS, (ROWS, responding.H))
   slate = np.stack([random.permutation(N)[:K] for _ in range(ROWS)])
@@ -45,6 +50,10 @@ def fitted():
   return ensemble.fit(law, features, log), log, np.asarray(features)
 
 
+def _row(log, number):
+  return jax.tree.map(lambda x: np.asarray(x)[number], log)
+
+
 def _flat(log):
   """Items shown and feedback, one row each, PAD left out."""
   slate = np.asarray(log.slate)
@@ -62,16 +71,16 @@ def test_rates_are_shrunk_means(fitted):
     own = feedback[shown == item]
     total = own.sum(0) + ensemble.PRIOR * mean
     want = total / (len(own) + ensemble.PRIOR)
-    got = jax.nn.sigmoid(users.rates[item])
+    got = special.expit(np.asarray(users.rates)[item])
     np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
 def test_opinions_are_what_they_say(fitted):
   users, log, features = fitted
-  row = jax.tree.map(lambda x: x[1], log)
-  met = jax.jit(learnt.learnt(users).meet)(row)
+  row = _row(log, 1)
+  met = _meet(users, row)
   shown = np.array([4, 9, 30])
-  got = jax.jit(users.opinions)(met, jnp.asarray(shown))
+  got = _opinions(users, met, shown)
   own = features - features.mean(0)
   own /= np.linalg.norm(own, axis=1, keepdims=True)
   past = np.asarray(row.request.history)
@@ -85,9 +94,7 @@ def test_opinions_are_what_they_say(fitted):
     got[1], cosine(vectors[shown], share @ vectors[past]), atol=1e-5
   )
   law, _ = responding._law()
-  np.testing.assert_allclose(
-    got[2], law.chances(met, jnp.asarray(shown))[:, 0], atol=1e-6
-  )
+  np.testing.assert_allclose(got[2], _chances(law, met, shown)[:, 0], atol=1e-6)
 
 
 def test_each_opinion_is_for_as_many_as_were_clicked(fitted):
@@ -102,14 +109,16 @@ def test_each_opinion_is_for_as_many_as_were_clicked(fitted):
 
 def test_logic_is_the_vote_and_the_rest_is_usual(fitted):
   users, log, _ = fitted
-  met = learnt.learnt(users).meet(jax.tree.map(lambda x: x[2], log))
-  shown = jnp.array([4, 9, 30])
+  met = _meet(users, _row(log, 2))
+  shown = np.array([4, 9, 30])
   by = lambda logic: np.asarray(
-    users.replace(logic=jnp.float32(logic)).chances(met, shown)
+    _chances(users.replace(logic=jnp.float32(logic)), met, shown)
   )
-  usual = np.asarray(jax.nn.sigmoid(users.rates[shown] + users.places))
+  rates, places = jax.device_get((users.rates, users.places))
+  usual = special.expit(rates[shown] + places)
   np.testing.assert_allclose(by(0.0), usual, rtol=1e-5)
-  votes = np.asarray(users.opinions(met, shown) > users.bars[:, None]).sum(0)
+  bars = np.asarray(users.bars)[:, None]
+  votes = (np.asarray(_opinions(users, met, shown)) > bars).sum(0)
   assert 0 < (votes >= 2).sum() < K
   np.testing.assert_array_equal(by(1.0)[:, 0], votes >= 2)
   np.testing.assert_allclose(by(0.3), 0.3 * by(1.0) + 0.7 * usual, atol=1e-6)

@@ -46,7 +46,7 @@ def test_disentangled_values_learn_from_q_and_q_from_what_came(tmp_path):
     )
 
   # Values start at nothing: move them.
-  params = jax.tree.map(lambda x: x + 0.05, params)
+  params = toys.scaled(params, 1, 0.05)
   quality, loss, (by_value, by_params), want = jax.jit(read)(params)
   total = (quality - to_come) ** 2 + beta * (value - quality) ** 2
   np.testing.assert_allclose(loss, total.mean(), rtol=1e-5)
@@ -64,7 +64,7 @@ def test_a_slate_weighs_what_todays_policy_makes_of_it(tmp_path):
   once = jax.jit(policy.init)(
     jax.random.key(0), catalogue, sessions.example(setting)
   )
-  today = jax.tree.map(lambda x: 1.5 * x, once)
+  today = toys.scaled(once, 1.5)
   start = jax.tree.map(lambda x: x[:8], setting.dataset.splits["train"])
   law, key = setting.environment("train"), jax.random.key(1)
   play = jax.jit(sessions.play, static_argnums=(0, 1))

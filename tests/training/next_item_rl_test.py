@@ -40,9 +40,9 @@ HIT = rl.REWARDS["labels"].worth(None)
 LIKED = jax.nn.softmax(2 * jax.random.normal(jax.random.key(7), (ITEMS,)))
 
 
+@functools.cache
 def _params():
-  params = jax.jit(POLICY.init)(jax.random.key(0))
-  return jax.tree.map(lambda x: 1.5 * x, params)
+  return toys.scaled(jax.jit(POLICY.init)(jax.random.key(0)), 1.5)
 
 
 def _batch(target):
@@ -158,7 +158,7 @@ def test_the_evaluators_favourite_is_found_and_the_kl_leaves_others_a_share():
 
 def test_the_kl_holds_the_policy_where_nothing_is_to_gain():
   method = _method(explore="beam", credit="ranking", group=4, kl=1.0)
-  params, other = _params(), jax.tree.map(lambda x: 1.2 * x, _params())
+  params, other = _params(), toys.scaled(_params(), 1.2)
   batch = _batch(jnp.array([PAD, PAD]))  # Nothing came next.
 
   @jax.jit

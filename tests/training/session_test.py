@@ -23,8 +23,8 @@ def _shares(config, folder):
   return benchmark.shares(benchmark.solve(setting, setting.params["hsrl"]))
 
 
-# As many steps as the config's, by half as many users.
-FEW = {"rl_train.batch_size": 16}
+# Half of the config's steps, by half as many users.
+FEW = {"rl_train.batch_size": 16, "rl_train.steps": 500}
 
 
 def test_hsrl_finds_what_pays_in_the_long_run(tmp_path):
@@ -48,7 +48,7 @@ def test_bootstrapping_at_terminals_instead_is_myopic(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
   folder = tmp_path_factory.mktemp("hsrl")
-  config = _config("", toys.SESSIONS)
+  config = _config("trust", toys.SESSIONS)
   tasks.of(config).run(config, folder, folder, "command")
   return folder, config
 

@@ -280,11 +280,14 @@ def step(method, catalogue, reward, reference, state, batch, key):
     state = states.apply_gradients(state, grads, method.tx, method.decay)
     return state, scores, main
 
-  reached = fit(state)
-  if config.epochs > 1:  # A loop, so that further steps are compiled once.
+  if config.epochs == 1:
+    state, scores, main = fit(state)
+  else:  # A loop, so that a step is compiled once; what it overwrites is empty.
+    empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(fit, state)[1:])
     again = lambda _, reached: fit(reached[0])
-    reached = jax.lax.fori_loop(1, config.epochs, again, reached)
-  state, scores, main = reached
+    state, scores, main = jax.lax.fori_loop(
+      0, config.epochs, again, (state, *empty)
+    )
   figures = diagnostics(method, tree, outcome, given, scores, old, main)
   return state, figures | extra
 
