@@ -108,7 +108,7 @@ def evaluate(
     "ranker_order": (simple, session.RANKED),
     **learner(setting.config).systems(setting),
   }
-  judged = {name: judge(*system) for name, system in systems.items()}
+  judged = {n: judge(act, params) for n, (act, params) in systems.items()}
   seconds = {"report": time.monotonic() - begin}
   return pipeline.publish(setting, folder, command, judged, seconds)
 
