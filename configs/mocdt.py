@@ -6,7 +6,7 @@ A goal, the mean reward and the mean diversity of a user's next slates, is one
 token of the prompt; the policy clones behaviours whose slates are relabelled
 with what they achieved (docs/methods.md). `python -m benchmarks.control
 --workdir=DIR` asks a run for a grid of goals; seven minutes on one core, slopes
-of .74 to .97 in the synthetic world (docs/results.md). Users as in
+of .74 to 1.03 in the synthetic world (docs/results.md). Users as in
 configs/hsrl.py: `learnt,kuairand_pure` and `learnt,movielens_1m` have users
 learnt from logs.
 """
