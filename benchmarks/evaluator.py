@@ -13,6 +13,7 @@ from benchmarks import common, runs
 from launch import errors
 from rerank_rl.evaluation import bootstrap
 from rerank_rl.models import ensemble
+from rerank_rl.rl import agents
 from rerank_rl.training import systems
 from rerank_rl.training.setting import Setting, by_chunks, valuer
 from rerank_rl.types import PAD, Array, Impression, Request
@@ -30,8 +31,7 @@ def sorted_by_a(setting: Setting, impressions: Impression) -> np.ndarray:
     score = ensemble.next_values(model, fitted, features, request, weights)
     B = request.candidates.shape[0]
     first = score(jnp.full((B, 1, model.slots), PAD, jnp.int32), 0)[:, 0]
-    first = jnp.where(request.candidates >= 0, first, -jnp.inf)
-    return jax.lax.top_k(first, model.slots)[1].astype(jnp.int32)
+    return agents.top(request, first, model.slots)
 
   return by_chunks(lambda r: rank(fitted, r), _CHUNK, impressions.request)
 

@@ -22,6 +22,7 @@ from benchmarks import common, runs
 from launch import errors
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import judge as judges
+from rerank_rl.rl import agents
 from rerank_rl.simulation import learnt
 from rerank_rl.training import session, session_pipeline
 from rerank_rl.training.session import SessionRun
@@ -71,10 +72,16 @@ def answers(law: learnt.Learnt, rows: Impression) -> list[dict[str, float]]:
 
 
 def _noisy(slots, params, request, key):
+  del params
   spread = request.scores.std(-1, keepdims=True)
   noise = _NOISE * spread * jax.random.normal(key, request.scores.shape)
-  request = request.replace(scores=request.scores + noise)
-  return session.ranked(slots, params, request, key)
+  return agents.top(request, request.scores + noise, slots)
+
+
+def _by_table(slots, params, request, key):
+  """Order by a score f32[M] that every item has, i32[B, K]."""
+  del key
+  return agents.top(request, params[jnp.maximum(request.candidates, 0)], slots)
 
 
 def policies(setting: SessionRun) -> Mapping[str, tuple[session.Act, Any]]:
@@ -89,11 +96,11 @@ def policies(setting: SessionRun) -> Mapping[str, tuple[session.Act, Any]]:
   for i in range(3):
     tables[f"direction_{i + 1}"] = data.vectors @ main[2][i]
   tables |= {f"{name}_reversed": -table for name, table in tables.items()}
-  act, simple = bind(session.by_table), bind(session.by_weights)
+  act, simple = bind(_by_table), bind(session.by_weights)
   return {
     "random": (simple, session.RANDOM),
     "ranker_order": (simple, session.RANKED),
-    "ranker_reversed": (simple, session.REVERSED),
+    "ranker_reversed": (simple, -session.RANKED),
     "ranker_noisy": (bind(_noisy), ()),
     **{
       name: (act, jnp.asarray(table, jnp.float32))

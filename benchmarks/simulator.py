@@ -23,9 +23,9 @@ from launch import errors
 from rerank_rl.config import SessionConfig
 from rerank_rl.data import sessions
 from rerank_rl.models.response import ResponseModel
+from rerank_rl.rl.agents import top
 from rerank_rl.simulation import learnt, session
 from rerank_rl.training import mesh as mesh_lib
-from rerank_rl.training.session import ranked
 from rerank_rl.types import Impression, Request
 
 _USERS = flags.DEFINE_integer("users", 512, "Users who are met at a time.")
@@ -92,7 +92,7 @@ def users(sizes: Sizes, seed: int = 0) -> tuple[learnt.Learnt, Impression]:
 
 def ours(law: learnt.Learnt, start: Impression, sizes: Sizes):
   """A function key -> the sessions' rewards f32[turns, B]."""
-  act = lambda request, key: (ranked(sizes.slots, (), request, key), ())
+  act = lambda request, key: (top(request, request.scores, sizes.slots), ())
 
   @jax.jit
   def play(law, start, key):

@@ -20,8 +20,6 @@ from rerank_rl.rl import offpolicy
 from rerank_rl.rl.replay import Move, Transition
 from rerank_rl.types import PAD, Array, Request
 
-_LOW = -1e9  # Of a candidate that is padding.
-
 
 class Agent(NamedTuple):
   """Pure functions of one agent.
@@ -56,9 +54,9 @@ def _real(request: Request) -> Array:
   return request.candidates != PAD
 
 
-def _top(request: Request, scores: Array, slots: int) -> Array:
-  """The K best candidates i32[B, K]."""
-  scores = jnp.where(_real(request), scores, _LOW)
+def top(request: Request, scores: Array, slots: int) -> Array:
+  """The K best candidates i32[B, K] by scores f32[B, N]; padding last."""
+  scores = jnp.where(_real(request), scores, -jnp.inf)
   return jax.lax.top_k(scores, slots)[1].astype(jnp.int32)
 
 
@@ -121,7 +119,7 @@ def dqn(
     return Move(slate, jnp.zeros((slate.shape[0], 0)), mass)
 
   def greedy(params, catalogue, request):
-    return _top(request, apply(params, catalogue, request), sizes.slots)
+    return top(request, apply(params, catalogue, request), sizes.slots)
 
   def quality(params, catalogue, request, move):
     each = apply(params, catalogue, request)
@@ -129,7 +127,7 @@ def dqn(
 
   def ahead(params, catalogue, request):
     each = apply(params, catalogue, request)
-    return _of_slate(each, _top(request, each, sizes.slots))
+    return _of_slate(each, top(request, each, sizes.slots))
 
   def value(params, catalogue, request):
     own = {"params": params["critic"]}
@@ -168,7 +166,7 @@ class _Points(NamedTuple):
     own = {"params": params["actor"]}
     e = self.actor.apply(own, catalogue, request, method="vectors")
     scores = jnp.einsum("bd,bnd->bn", point, e)
-    return _top(request, scores, self.actor.sizes.slots)
+    return top(request, scores, self.actor.sizes.slots)
 
   def of_point(self, params, catalogue, request, point):
     own = {"params": params["critic"]}

@@ -18,6 +18,7 @@ from rerank_rl.models.hpn import LevelCritic
 from rerank_rl.models.policy import Policy, make_policy
 from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.models.response import ResponseModel
+from rerank_rl.rl import agents
 from rerank_rl.simulation import ensemble, learnt, users
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training import fitting
@@ -245,22 +246,8 @@ def _greedy(policy, catalogue, params, request: Request, key: Array) -> Array:
   return sample.greedy(policy, params, catalogue, request)
 
 
-def ranked(slots: int, params, request: Request, key: Array) -> Array:
-  """The upstream ranker's order i32[B, K]."""
-  del params, key
-  real = request.candidates >= 0
-  scores = jnp.where(real, request.scores, -jnp.inf)
-  return jax.lax.top_k(scores, slots)[1].astype(jnp.int32)
-
-
-def by_table(slots: int, params: Array, request: Request, key: Array) -> Array:
-  """Order by a score f32[M] that every item has, i32[B, K]."""
-  scores = params[jnp.maximum(request.candidates, 0)]
-  return ranked(slots, (), request.replace(scores=scores), key)
-
-
 # Weights of the ranker's score and of chance, as `by_weights` reads them.
-RANKED, REVERSED, RANDOM = np.array([[1, 0], [-1, 0], [0, 1]], np.float32)
+RANKED, RANDOM = np.array([[1, 0], [0, 1]], np.float32)
 
 
 def by_weights(
@@ -272,7 +259,7 @@ def by_weights(
   """
   noise = jax.random.uniform(key, request.candidates.shape)
   scores = params[0] * request.scores + params[1] * noise
-  return ranked(slots, (), request.replace(scores=scores), key)
+  return agents.top(request, scores, slots)
 
 
 # Jitted once a module, or every system would compile anew.

@@ -9,6 +9,7 @@ from benchmarks import control
 from configs import mocdt
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import ranking
+from rerank_rl.rl import agents
 from rerank_rl.training import goals, session, session_pipeline
 from rerank_rl.training.stages import relabel
 from tests import toys
@@ -29,7 +30,7 @@ def test_behaviours_range_from_the_rankers_order_to_its_reverse():
   request, slate, _ = _slates(1e3, 0.0)
   # The third of each three requests has two candidates only.
   whole = (slate >= 0).all(1)
-  best = session.ranked(toys.SIZES.slots, (), request, None)
+  best = agents.top(request, request.scores, toys.SIZES.slots)
   assert (slate == best)[whole].all()
   _, slate, _ = _slates(-1e3, 0.0)
   scores = jnp.where(request.candidates >= 0, request.scores, jnp.inf)
