@@ -17,7 +17,7 @@ from launch import errors
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import figures
 from rerank_rl.training import goals
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.training.stages import relabel
 
 _FIGURE = flags.DEFINE_string("figure", "", "Where a PNG goes.")

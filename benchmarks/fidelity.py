@@ -24,8 +24,8 @@ from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import judge as judges
 from rerank_rl.rl import agents
 from rerank_rl.simulation import learnt
-from rerank_rl.training import session, session_pipeline
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training import session, session_pipeline, session_setting
+from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.types import PAD, Impression
 
 METRIC = "total_reward"
@@ -45,7 +45,7 @@ def simulators(setting: SessionRun) -> dict[str, learnt.Learnt]:
   """Users of every kind that can be learnt, by names like "a, ensemble"."""
   return {
     f"{name}, {kind}": users(setting, name)
-    for kind, users in session.LEARNT.items()
+    for kind, users in session_setting.LEARNT.items()
     for name in setting.judges
   }
 
@@ -115,8 +115,8 @@ def worths(
   """Policy -> what each simulator, and the truth, says that it is worth."""
   environments = {name: learnt.learnt(law) for name, law in laws.items()}
   systems = dict(policies(setting))
-  if setting.config.data.name in session.KNOWN:
-    known = session.KNOWN[setting.config.data.name]
+  if setting.config.data.name in session_setting.KNOWN:
+    known = session_setting.KNOWN[setting.config.data.name]
     environments["truth"] = known(setting, "test")
   else:
     # The truth tells other things of a user: these could not read them there.
@@ -139,7 +139,7 @@ def main(argv: list[str]) -> None:
   setting = runs.sessions()
   if not setting.users:
     raise ConfigError("--workdir is no run with learnt users; use learnt.")
-  laws, log = simulators(setting), session.log_of(setting, "test")
+  laws, log = simulators(setting), session_setting.log_of(setting, "test")
   rows = [
     (f"{name}, {signal}", *(f"{value:.4f}" for value in found.values()))
     for name, law in laws.items()

@@ -10,7 +10,7 @@ import jax
 
 from rerank_rl import config as config_lib
 from rerank_rl.training import pipeline, session_pipeline
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.training.setting import Setting
 from rerank_rl.types import Impression
 

@@ -21,7 +21,7 @@ from rerank_rl.data import synthetic
 from rerank_rl.decoding import sample
 from rerank_rl.rl import learner
 from rerank_rl.training import critics, session_pipeline
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.training.stages import session as session_stage
 from rerank_rl.world import trust
 

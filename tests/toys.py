@@ -15,7 +15,7 @@ from rerank_rl.models.prefix_lm import Sizes
 from rerank_rl.rl import learner
 from rerank_rl.simulation import session
 from rerank_rl.training import mesh, session_pipeline
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.types import PAD, Array, Catalogue, Outcome, Request, TokenTree
 
 HEADS = ("global", "pointer", "local_index", "hpn", "hpn_expected")

@@ -19,7 +19,7 @@ from rerank_rl.data import schema
 from rerank_rl.evaluation import ranking
 from rerank_rl.models import rerankers
 from rerank_rl.simulation import session as simulation
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.training.setting import CHUNK, by_chunks, local
 from rerank_rl.types import PAD, Array, Request
 

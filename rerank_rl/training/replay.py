@@ -11,7 +11,7 @@ from rerank_rl.config import ReplayConfig, TrainConfig
 from rerank_rl.rl import offpolicy, replay
 from rerank_rl.rl.replay import Ring
 from rerank_rl.training import state as states
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.types import Array
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from rerank_rl.config import Config, ConfigError, SessionConfig
 from rerank_rl.data import load, sessions
 from rerank_rl.models import policy
-from rerank_rl.training import pipeline, session
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training import pipeline, session, session_setting
+from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.training.stages import (
   relabel,
   replay,
@@ -59,7 +59,7 @@ def check(config: Config) -> None:
   load.check(config, sessions.SESSIONS)
   if response.STAGE in config.stages:
     response.check(config)
-  elif config.data.name not in session.KNOWN:
+  elif config.data.name not in session_setting.KNOWN:
     raise ConfigError(
       f"how users of config.data.name={config.data.name!r} behave must be "
       "learnt: add response to config.stages (variant learnt)."
@@ -88,7 +88,7 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:
     ConfigError: see `check`.
   """
   check(config)
-  return session.start(config, root, mesh)
+  return session_setting.start(config, root, mesh)
 
 
 def learn(setting: SessionRun) -> SessionRun:

@@ -232,6 +232,16 @@ def by_chunks(function: Callable, size: int, *columns: Any) -> Any:
   return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
 
 
+def by_keyed_chunks(function: Callable, key: Array, rows: Any) -> Any:
+  """`by_chunks` of function(rows, key), another key a chunk."""
+
+  def chunk(rows, number):
+    return function(rows, jax.random.fold_in(key, number[0]))
+
+  numbers = np.arange(schema.num_rows(rows), dtype=np.uint32)
+  return by_chunks(chunk, CHUNK, rows, numbers)
+
+
 def local(tree: Any) -> Any:
   """A replicated pytree as this process's own arrays on one device."""
   own = lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x

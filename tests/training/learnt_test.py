@@ -10,7 +10,12 @@ import pytest
 from benchmarks import fidelity
 from configs import hsrl
 from rerank_rl.evaluation import report
-from rerank_rl.training import fitting, session, session_pipeline
+from rerank_rl.training import (
+  fitting,
+  session,
+  session_pipeline,
+  session_setting,
+)
 from rerank_rl.training.checkpoint import load_artifact
 from rerank_rl.training.stages import evaluators, response
 from rerank_rl.training.stages import session as stage
@@ -45,7 +50,7 @@ def test_learnt_users_answer_as_the_log_says(learnt):
   folder, setting = learnt
   assert (folder / report.REPORT).exists()
   simulators = fidelity.simulators(setting)
-  log = session.log_of(setting, "test")
+  log = session_setting.log_of(setting, "test")
   assert len(simulators) == 4
   for law in simulators.values():
     (click,) = fidelity.answers(law, log)
@@ -85,10 +90,10 @@ def test_the_rankers_order_beats_its_reverse(learnt):
 def test_the_worlds_log_is_of_sessions(learnt):
   """Of its own users, at some turn, the same whenever it is asked for."""
   _, setting = learnt
-  log = session.log_of(setting, "a")
+  log = session_setting.log_of(setting, "a")
   rows = setting.dataset.logs["a"]
   np.testing.assert_array_equal(log.hidden, rows.hidden)
-  again = session.log_of(setting, "a")
+  again = session_setting.log_of(setting, "a")
   jax.tree.map(np.testing.assert_array_equal, log, again)
   topics = setting.config.world.num_topics
   lately = log.request.user[:, :topics].sum(1)

@@ -22,7 +22,7 @@ from rerank_rl.simulation import session as simulation
 from rerank_rl.training import fitting, goals
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.types import Array
 
 STAGE = "relabel"

@@ -16,7 +16,7 @@ from rerank_rl.training import replay as keeping
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.replay import ReplayState
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.types import Array
 
 STAGE = "replay"

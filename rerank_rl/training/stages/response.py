@@ -1,15 +1,19 @@
 """Stage `response`: two models of users, learnt from disjoint groups of them.
 
-Sessions are trained in "a" and judged in "b" (`training.session`): what holds
-in both was not one model's whim.
+Sessions are trained in "a" and judged in "b" (`training.session_setting`): what
+holds in both was not one model's whim.
 """
 
 import dataclasses
 
 from rerank_rl.config import Config, ConfigError, check_choice
 from rerank_rl.models.response import ResponseModel
-from rerank_rl.training import session
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import (
+  LEARNT,
+  PLAYED,
+  SessionRun,
+  log_of,
+)
 from rerank_rl.training.stages import evaluators
 
 STAGE = "response"
@@ -22,7 +26,7 @@ def check(config: Config) -> None:
       f"config.response.members={config.response.members}: a user answers as "
       "one model says; use 1."
     )
-  check_choice(config.session.users, session.LEARNT, "config.session.users")
+  check_choice(config.session.users, LEARNT, "config.session.users")
   if config.data.name == "trust":
     raise ConfigError(
       "config.stages has response, but data 'trust' have no log to learn "
@@ -52,17 +56,17 @@ def run(setting: SessionRun) -> SessionRun:
     With judges and users "a" and "b".
   """
   logs, config = setting.dataset.logs, setting.config
-  played = (config.session,) if config.data.name in session.PLAYED else ()
+  played = (config.session,) if config.data.name in PLAYED else ()
   setting = evaluators.learnt(
     setting,
     STAGE,
     dict.fromkeys(logs, model_of(setting)),
     lambda name: evaluators.parted(
-      session.log_of(setting, name), f"response model {name.upper()}"
+      log_of(setting, name), f"response model {name.upper()}"
     ),
     config.response,
     *played,
   )
-  kind = session.LEARNT[setting.config.session.users]
+  kind = LEARNT[setting.config.session.users]
   users = {name: kind(setting, name) for name in logs}
   return dataclasses.replace(setting, users=users)

@@ -15,7 +15,7 @@ from rerank_rl.training import replay as keeping
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.critics import Method
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import SessionRun
 
 STAGE = "session"
 

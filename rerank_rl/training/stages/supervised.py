@@ -18,7 +18,7 @@ from rerank_rl.rl.objectives import Loss
 from rerank_rl.simulation.session import Turns
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
-from rerank_rl.training.session import SessionRun
+from rerank_rl.training.session_setting import SessionRun
 
 STAGE = "supervised"
 
