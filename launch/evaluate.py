@@ -26,21 +26,13 @@ def main(argv: list[str]) -> None:
     )
   logging.set_verbosity(logging.INFO)
   workdir = pathlib.Path(_WORKDIR.value)
-  for name in ("config.json", report.REPORT):
-    if not (workdir / name).exists():
-      raise config_lib.ConfigError(
-        f"{workdir / name} is missing; finish the run with launch.train first."
-      )
-  config = config_lib.freeze(
-    json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-  )
+  config = tasks.finished(workdir)
   if config.quick_compile:  # So that the figures are the run's, to the bit.
     devices.quick_compile()
   old = json.loads((workdir / report.REPORT).read_text(encoding="utf-8"))
-  artifacts = pathlib.Path(_ARTIFACTS.value or workdir)
-  task = tasks.of(config)
-  setting = task.learn(task.begin(config, artifacts))
-  print(report.table(task.evaluate(setting, workdir, old["command"])))
+  setting = tasks.reload(config, pathlib.Path(_ARTIFACTS.value or workdir))
+  rows = tasks.of(config).evaluate(setting, workdir, old["command"])
+  print(report.table(rows))
 
 
 if __name__ == "__main__":

@@ -336,6 +336,25 @@ def check_choice(value: str, choices: Collection[str], at: str) -> None:
     raise ConfigError(f"{at}={value!r}; choose from {', '.join(choices)}.")
 
 
+def refuse_unread(config: Config, *fields: str) -> None:
+  """Raises ConfigError where a field that a run does not read is set.
+
+  Args:
+    config: the run's.
+    *fields: which, such as "rl.bonus".
+  """
+  unset = Config()
+  for field in fields:
+    part, name = field.split(".")
+    value, default = (getattr(getattr(x, part), name) for x in (config, unset))
+    if value != default:
+      raise ConfigError(
+        f"config.{field}={value!r} has no effect on config.protocol="
+        f"{config.protocol!r} with config.stages={config.stages}; leave it at "
+        f"{default!r}."
+      )
+
+
 def check_bounds(config: Any, at: str) -> None:
   """Raises ConfigError where a number is out of its field's bounds.
 

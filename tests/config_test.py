@@ -142,6 +142,15 @@ def test_mistakes_are_named(tree, words):
       },
       ("branching=(4, 3)", "group=8"),
     ),
+    (
+      {"rl.explore": "beam", "rl.credit": "confined", "rl.temperature": 0.5},
+      ("config.rl.temperature=0.5 has no effect", "leave it at 1.0"),
+    ),
+    (
+      {"stages": ("tokenizer", "evaluators", "sft", "rl", "ranker")},
+      ("rl and ranker", "keep one"),
+    ),
+    ({"sft_name": "glorank_rl"}, ("config.name='glorank_rl'", "sft_name")),
   ),
 )
 def test_illegal_compositions_are_refused(changes, words):

@@ -129,7 +129,8 @@ def _roll(
   trie, prompt = game
   T, B, group = uniform.shape
   K, L = policy.slots, policy.levels
-  fed = jnp.arange(T - 1)[None, None, None]
+  room = max(T - 1, 1)  # A slate may be a single token, and feed none.
+  fed = jnp.arange(room)[None, None, None]
 
   def choose(placed, rank, state, t, uniform):
     slot, level = t // L, t % L
@@ -175,7 +176,7 @@ def _roll(
   root = jnp.broadcast_to(root, (B, group, root.shape[-1]))
   # The first token is chosen from the prompt: T - 1 forward tokens.
   placed, rank, left, first = choose(placed, rank, root, 0, uniform[0])
-  carry = placed, rank, left, policy.cache(prompt, group, T - 1)
+  carry = placed, rank, left, policy.cache(prompt, group, room)
   xs = jnp.arange(1, T), uniform[1:]
   (placed, *_), rest = jax.lax.scan(token, carry, xs)
   logp, mean, logq = (

@@ -1,17 +1,16 @@
 """From a finished run to its bundle."""
 
-import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 
-from rerank_rl.config import Config, ConfigError, freeze
-from rerank_rl.evaluation import report
+from rerank_rl.config import Config, ConfigError
 from rerank_rl.export import bundle
 from rerank_rl.tokenizer import semantic_ids
-from rerank_rl.training import pipeline
+from rerank_rl.training import pipeline, tasks
+from rerank_rl.training.setting import Setting
 
 _REQUESTS = 8  # Of the golden input.
 
@@ -32,15 +31,15 @@ def export_run(
     The manifest.
 
   Raises:
-    ValueError: `out` is taken, the run is not finished or has no policy.
+    ValueError: `out` is taken, the run is not finished, has no policy, or its
+      artifacts are elsewhere: exporting must not train it again.
   """
   bundle.check_absent(out)
-  artifacts = pathlib.Path(artifacts)
-  config = finished(pathlib.Path(workdir), artifacts)
-  setting = pipeline.learn(pipeline.begin(config, artifacts))
+  config = tasks.finished(pathlib.Path(workdir))
+  system = exported(config)
+  setting = cast(Setting, tasks.reload(config, pathlib.Path(artifacts)))
   fitted = setting.folder("tokenizer") / "tokenizer.npz"
   test = setting.dataset.splits["test"].request
-  system = config.name if "rl" in config.stages else config.sft_name
   return bundle.save(
     out,
     setting.policy,
@@ -53,30 +52,20 @@ def export_run(
   )
 
 
-def finished(workdir: pathlib.Path, artifacts: pathlib.Path) -> Config:
-  """The configuration of a run that can be exported.
+def exported(config: Config) -> str:
+  """The system that a run's last stage of a token policy left.
 
   Raises:
-    ConfigError: the run is not finished, has no token policy, or its
-      artifacts are elsewhere: exporting must not train it again.
+    ConfigError: the run leaves none that ranks candidates.
   """
-  for name in ("config.json", report.REPORT):
-    if not (workdir / name).exists():
-      raise ConfigError(
-        f"{workdir / name} is missing; finish the run with launch.train first."
-      )
-  text = (workdir / "config.json").read_text(encoding="utf-8")
-  config = freeze(json.loads(text))
-  if "ranker" in config.stages or "sft" not in config.stages:
+  named = {"sft": config.sft_name, "distill": config.name, "rl": config.name}
+  left = [named[stage] for stage in config.stages if stage in named]
+  slates = tasks.of(config) is pipeline
+  if not slates or not left or "ranker" in config.stages:
     raise ConfigError(
-      f"{workdir} holds {config.name!r}, whose stages "
-      f"{', '.join(config.stages)} leave no token policy; export a run that "
-      "ends with the stage 'sft' or 'rl'."
+      f"config.name={config.name!r} has protocol={config.protocol!r} and "
+      f"stages={config.stages}, which leave no token policy that reranks "
+      "candidates; export a run that ends with the stage 'sft', 'distill' or "
+      "'rl'."
     )
-  for stage in config.stages:
-    if not any(artifacts.glob(f"{stage}-*")):
-      raise ConfigError(
-        f"{artifacts} has no artifact of stage {stage!r}; give the run's own "
-        "--artifacts."
-      )
-  return config
+  return left[-1]

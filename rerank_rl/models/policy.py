@@ -173,14 +173,15 @@ def _states(params, prompt, ranks, step, L):
   """
   B, G, K = ranks.shape
   T = K * L
-  fed = jnp.repeat(ranks, L, axis=2)[:, :, : T - 1]
-  depth = jnp.arange(T - 1)[None, None]
-  causal = jnp.tril(jnp.ones((T - 1, T - 1), bool))[None, None]
-  root = jnp.broadcast_to(
+  states = jnp.broadcast_to(
     prompt.root[:, None, None], (B, G, 1, prompt.root.shape[-1])
   )
-  states, _ = step(params, prompt, None, fed, depth, 0, causal)
-  states = jnp.concatenate([root, states], axis=2)
+  if T > 1:
+    fed = jnp.repeat(ranks, L, axis=2)[:, :, : T - 1]
+    depth = jnp.arange(T - 1)[None, None]
+    causal = jnp.tril(jnp.ones((T - 1, T - 1), bool))[None, None]
+    later, _ = step(params, prompt, None, fed, depth, 0, causal)
+    states = jnp.concatenate([states, later], axis=2)
   return states.reshape(B, G, K, L, -1)
 
 

@@ -16,25 +16,28 @@ MOST = 0.5  # The bonus of a batch's newest rollout, at first.
 FADING = 40  # Steps after which it has halved.
 
 
-def scaled(error: Array, step: Array) -> Array:
+def scaled(error: Array, found: Array, step: Array) -> Array:
   """b = MOST (e - min e) / (max e - min e) FADING / (FADING + t).
 
   Args:
-    error: f32[B, G], how badly each rollout was predicted.
+    error: f32[B, G] >= 0, how badly each rollout was predicted.
+    found: bool[B, G], the rollouts that exist.
     step: i32[], batches before this one.
 
   Returns:
-    f32[B, G] in [0, MOST]; 0 where all errors are one.
+    f32[B, G] in [0, MOST]; 0 where all errors are one, or no rollout is.
   """
-  low, high = error.min(), error.max()
+  high = error.max(where=found, initial=0)
+  low = error.min(where=found, initial=high)
+  error = jnp.where(found, error, low)
   share = (error - low) / jnp.maximum(high - low, jnp.finfo(error.dtype).tiny)
   return MOST * share * FADING / (FADING + step)
 
 
-def noise(bonus: Array, key: Array) -> Array:
+def noise(bonus: Array, found: Array, key: Array) -> Array:
   """The control: Gaussian, of the bonus's own mean and spread, f32[B, G]."""
   draw = jax.random.normal(key, bonus.shape, bonus.dtype)
-  return bonus.mean() + bonus.std() * draw
+  return bonus.mean(where=found) + bonus.std(where=found) * draw
 
 
 def unsuccessful(tree: TokenTree, reward: Array) -> Array:

@@ -59,7 +59,8 @@ def reference(
   not a policy gradient, so any lists will do. Denominator: tokens a slate.
   """
   del clip
-  share = jax.nn.softmax(credit.leaf, axis=1)
+  given = jnp.where(trees.found(tree), credit.leaf, legality.NEGATIVE)
+  share = jax.nn.softmax(given, axis=1)
   logp = scores.logp.sum(-1)
   return Loss(-(share * logp).sum(), tree.weight.sum())
 

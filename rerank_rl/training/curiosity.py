@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rerank_rl.config import ConfigError, RLConfig
+from rerank_rl.decoding import tree as trees
 from rerank_rl.models.novelty import Novelty
 from rerank_rl.rl import bonus
 from rerank_rl.rl.credit import Credit
@@ -19,8 +20,9 @@ from rerank_rl.types import Array, Catalogue, Impression, Outcome, TokenTree
 MODEL = Novelty()
 TX = optax.adam(1e-3)
 
-# (bonus f32[B, G], key) -> what is paid; a control pays for nothing.
-BONUS = {"novelty": lambda paid, key: paid, "noise": bonus.noise}
+# (bonus f32[B, G], the rollouts that exist, key) -> what is paid; a control
+# pays for nothing.
+BONUS = {"novelty": lambda paid, found, key: paid, "noise": bonus.noise}
 
 # They read advantages edge by edge, and a bonus stands on one edge.
 OBJECTIVES = ("clipped", "reinforce")
@@ -100,20 +102,22 @@ def explore(
   features, request = catalogue.features, batch.request
   read = lambda p: jnp.asarray(MODEL.apply(p, features, request, tree.slate))
   target = read(state.target)
+  found = trees.found(tree)
+  count = found.sum()
 
   def loss(params):
     error = jnp.square(read(params) - target).mean(-1)
-    return error.mean(), error
+    error = jnp.where(found, error, 0)
+    return error.sum() / jnp.maximum(count, 1), error
 
   grads, error = jax.grad(loss, has_aux=True)(state.predictor.params)
-  paid = BONUS[config.bonus](
-    bonus.scaled(error, state.step // config.epochs), key
-  )
+  batches = state.step // config.epochs
+  paid = BONUS[config.bonus](bonus.scaled(error, found, batches), found, key)
   earns = bonus.unsuccessful(tree, outcome.reward)
   metrics = {
-    "novelty_error": (error.sum(), error.size),
-    "bonus": ((paid * earns).sum(), error.size),
-    "unsuccessful": (earns.sum(), error.size),
+    "novelty_error": (error.sum(), count),
+    "bonus": ((paid * earns).sum(), count),
+    "unsuccessful": (earns.sum(), count),
   }
   predictor = states.apply_gradients(state.predictor, grads, TX, 0.0)
   state = dataclasses.replace(state, predictor=predictor)

@@ -72,8 +72,8 @@ def behave(slots: int, features, own: Behaviour, request, key):
     over what is left).
   """
   real = request.candidates != PAD
-  spread = jnp.maximum(request.scores.std(1, keepdims=True), 1e-6)
-  relevance = own.lean[:, None] * request.scores / spread
+  spread = request.scores.std(1, where=real, keepdims=True)
+  relevance = own.lean[:, None] * request.scores / jnp.maximum(spread, 1e-6)
   unit = rerankers.directions(features, request)
 
   def place(carry, xs):

@@ -6,7 +6,7 @@ import time
 from types import MappingProxyType
 from typing import Any
 
-from rerank_rl.config import Config
+from rerank_rl.config import Config, refuse_unread
 from rerank_rl.data import load
 from rerank_rl.evaluation import next_item as metrics
 from rerank_rl.models import policy
@@ -44,6 +44,7 @@ def check(config: Config) -> None:
   """
   pipeline.check_stages(config, STAGES, ("tokenizer", sft.STAGE))
   load.check(config, load.SEQUENCES)
+  refuse_unread(config, "data.feedback")
   policy.check(config.policy)
   states.check(config.sft, "config.sft")
   if rl.STAGE in config.stages:

@@ -48,6 +48,8 @@ STAGES = {
 }
 # Stages that take up what another one left.
 NEEDS = {"mine": "lookahead", "distill": "mine", "critic": "sft", "rl": "sft"}
+# Stages that leave the system `config.name`; a run has one at most.
+LAST = ("distill", "rl", "ranker")
 PROTOCOLS = ("value", "recovery", "oracle")
 
 
@@ -100,6 +102,17 @@ def check(config: Config) -> None:
       raise ConfigError(
         f"config.stages has {stage!r} without {needed!r} before it."
       )
+  last = [stage for stage in LAST if stage in config.stages]
+  if len(last) > 1:
+    raise ConfigError(
+      f"config.stages has {' and '.join(last)}, each of which would leave "
+      f"config.name={config.name!r}; keep one."
+    )
+  if last and "sft" in config.stages and config.sft_name == config.name:
+    raise ConfigError(
+      f"config.name={config.name!r} is config.sft_name, too; give what "
+      f"{last[0]} leaves a name of its own."
+    )
   if config.protocol == "value" and "evaluators" not in config.stages:
     raise ConfigError(
       "config.protocol='value' selects by evaluator S; add the stage "
@@ -133,22 +146,30 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> Setting:
     A Setting without artifacts.
 
   Raises:
-    ConfigError: see `check`; weights that do not fit the data's signals.
+    ConfigError: see `check`; weights that do not fit the data's signals, a
+      tree that is deeper than its slates.
   """
   check(config)
   setting = settings.start(config, root, mesh)
-  weights = setting.weights
-  if len(weights) != len(setting.dataset.signals):
-    raise ConfigError(
-      f"config.data.weights={weights} should give one weight for each of the "
-      f"signals {', '.join(setting.dataset.signals)}."
-    )
+  check_weights(config, setting.dataset)
+  if rl.STAGE in config.stages:
+    rl.check_depth(config.rl, setting.policy)
   splits = dict(setting.dataset.splits)
   splits["train"] = data_pipeline.feedback_control(
     splits["train"], config.data.feedback, config.seed
   )
   dataset = dataclasses.replace(setting.dataset, splits=splits)
   return dataclasses.replace(setting, dataset=dataset)
+
+
+def check_weights(config: Config, dataset: Any) -> None:
+  """Raises ConfigError: weights that do not fit the data's signals."""
+  weights = config.data.weights or dataset.weights
+  if len(weights) != len(dataset.signals):
+    raise ConfigError(
+      f"config.data.weights={weights} should give one weight for each signal "
+      f"of {dataset.name}: {', '.join(dataset.signals) or 'it has none'}."
+    )
 
 
 def learn(setting: AnyRun, stages: Mapping[str, Callable] = STAGES) -> AnyRun:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from rerank_rl.config import Config, ConfigError, SessionConfig
 from rerank_rl.data import schema
 from rerank_rl.decoding import sample
 from rerank_rl.models.policy import Policy
@@ -162,17 +161,6 @@ def watch(setting: SessionRun, act: Act, part: str = ""):
     return {name: float(value.mean()) for name, value in worth.items()}
 
   return evaluate, (SELECT, True)
-
-
-def refuse(config: Config, *names: str) -> None:
-  """Raises ConfigError: parts of `config.session` that nothing would read."""
-  for name in names:
-    value, unset = (getattr(x, name) for x in (config.session, SessionConfig()))
-    if value != unset:
-      raise ConfigError(
-        f"config.session.{name}={value!r} has no effect on "
-        f"config.stages={config.stages}; leave it at {unset!r}."
-      )
 
 
 def run(

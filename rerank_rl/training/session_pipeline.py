@@ -7,7 +7,7 @@ import time
 from types import MappingProxyType
 from typing import Any
 
-from rerank_rl.config import Config, ConfigError, SessionConfig
+from rerank_rl.config import Config, ConfigError, SessionConfig, refuse_unread
 from rerank_rl.data import load, sessions
 from rerank_rl.models import policy
 from rerank_rl.training import pipeline, session, session_setting
@@ -57,6 +57,7 @@ def check(config: Config) -> None:
       f"{', '.join(LEARNERS)}."
     )
   load.check(config, sessions.SESSIONS)
+  refuse_unread(config, "data.feedback")
   if response.STAGE in config.stages:
     response.check(config)
   elif config.data.name not in session_setting.KNOWN:
@@ -85,10 +86,12 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:
     A SessionRun without artifacts.
 
   Raises:
-    ConfigError: see `check`.
+    ConfigError: see `check`; weights that do not fit the logs' signals.
   """
   check(config)
-  return session_setting.start(config, root, mesh)
+  setting = session_setting.start(config, root, mesh)
+  pipeline.check_weights(config, setting.dataset)
+  return setting
 
 
 def learn(setting: SessionRun) -> SessionRun:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rerank_rl.config import Config, fingerprint
+from rerank_rl.config import Config, ConfigError, fingerprint
 from rerank_rl.data import load, schema, shards, synthetic
 from rerank_rl.decoding import sample
 from rerank_rl.evaluation import judge as judges
@@ -47,6 +47,7 @@ class Run:
     dataset: the data.
     mesh: devices.
     root: folder of the stages' artifacts.
+    finished: whether every stage's artifact must be there; nothing is made.
     identity: stage -> fingerprint of all that its artifact depends on.
     catalogue: features and, after `tokenizer`, semantic IDs.
     params: system -> parameters, after the stages that learn one.
@@ -61,6 +62,7 @@ class Run:
   root: pathlib.Path
   identity: Mapping[str, str]
   catalogue: Catalogue
+  finished: bool = False
   params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
   history: Mapping[str, list] = dataclasses.field(default_factory=dict)
@@ -328,10 +330,29 @@ _SELECT = {
 
 
 def ready(setting: Run, stage: str) -> bool:
-  """Whether the stage's artifact is there."""
-  return checkpoint.artifact_ready(
-    setting.folder(stage), setting.identity[stage]
-  )
+  """Whether the stage's artifact is there.
+
+  Raises:
+    ConfigError: see `expected`.
+  """
+  folder, identity = setting.folder(stage), setting.identity[stage]
+  found = checkpoint.artifact_ready(folder, identity)
+  return expected(setting, stage, found)
+
+
+def expected(setting: Run, stage: str, found: bool) -> bool:
+  """`found`, whether a stage's artifact is there.
+
+  Raises:
+    ConfigError: it is not, though the run is finished.
+  """
+  if setting.finished and not found:
+    raise ConfigError(
+      f"{setting.folder(stage)} is missing, the artifact of stage {stage!r} of "
+      "a finished run; give the run's own --artifacts, or make it again with "
+      "launch.train."
+    )
+  return found
 
 
 def keep(setting: Run, stage: str, tree: Any, **meta: Any) -> None:

@@ -1,13 +1,18 @@
 """Which pipeline serves a protocol: slates, sessions, or the next item."""
 
+import dataclasses
+import json
+import pathlib
 from types import MappingProxyType, ModuleType
 
-from rerank_rl.config import Config, check_choice
+from rerank_rl.config import Config, ConfigError, check_choice, freeze
+from rerank_rl.evaluation import report
 from rerank_rl.training import (
   next_item_pipeline,
   pipeline,
   session_pipeline,
 )
+from rerank_rl.training.setting import Run
 
 # Each offers check, begin, learn, evaluate and run.
 TASKS = MappingProxyType(
@@ -27,3 +32,33 @@ def of(config: Config) -> ModuleType:
   """
   check_choice(config.protocol, TASKS, "config.protocol")
   return TASKS[config.protocol]
+
+
+def finished(workdir: pathlib.Path) -> Config:
+  """The configuration of a finished run.
+
+  Raises:
+    ConfigError: it is not finished.
+  """
+  for name in ("config.json", report.REPORT):
+    if not (workdir / name).exists():
+      raise ConfigError(
+        f"{workdir / name} is missing; finish the run with launch.train first."
+      )
+  text = (workdir / "config.json").read_text(encoding="utf-8")
+  return freeze(json.loads(text))
+
+
+def reload(config: Config, artifacts: pathlib.Path) -> Run:
+  """What a finished run's last stage left; nothing is learnt.
+
+  Args:
+    config: from `finished`.
+    artifacts: where its stages' artifacts are.
+
+  Raises:
+    ConfigError: a stage's artifact is not there.
+  """
+  task = of(config)
+  setting = task.begin(config, artifacts)
+  return task.learn(dataclasses.replace(setting, finished=True))

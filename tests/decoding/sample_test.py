@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rerank_rl.config import PolicyConfig
 from rerank_rl.decoding import legality, sample, tree
+from rerank_rl.models.policy import make_policy
+from rerank_rl.rl import learner
 from rerank_rl.types import PAD
 from tests import toys
 
@@ -119,6 +122,36 @@ def test_rollout_and_learner_agree(head):
   np.testing.assert_allclose(
     tree.on_path(out, out.logp_old), scores.logp, atol=1e-5
   )
+
+
+@pytest.mark.parametrize("head", ("global", "pointer"))
+def test_a_slate_may_be_a_single_token(head):
+  """Nothing is ever fed, and no key is cached."""
+  sizes = toys.SIZES._replace(codes=20, levels=1, slots=1)
+  policy = make_policy(PolicyConfig(head=head, dim=16, layers=1), sizes)
+  catalogue = toys.catalogue(sizes=sizes)
+  request = toys.request(sizes=sizes)
+
+  @jax.jit
+  def explore(key):
+    params = policy.init(key, catalogue, request)
+    game = sample.prepare(policy, params, catalogue, request)
+    out = sample.chains(policy, params, game, key, 64)
+    every = jnp.broadcast_to(jnp.arange(5)[:, None], (4, 5, 1))
+    scores = learner.score_slates(policy, params, game, every)
+    best = sample.greedy(policy, params, catalogue, request)
+    return out, scores.logp[..., 0], best
+
+  out, logp, best = explore(jax.random.key(0))
+  # The third request has two candidates.
+  for row, count in ((0, 5), (2, 2)):
+    own = logp[row, :count]
+    np.testing.assert_allclose(np.exp(own).sum(), 1, atol=1e-5)
+    assert best[row, 0] == own.argmax()
+    drawn = out.slate[row, :, 0]
+    assert set(np.unique(drawn)) <= set(range(count))
+    found = tree.on_path(out, out.logp_old)[row, :, 0]
+    np.testing.assert_allclose(found, own[drawn], atol=1e-5)
 
 
 @pytest.mark.parametrize("head", toys.HEADS)

@@ -1,27 +1,30 @@
-import dataclasses
-import json
+"""Which system of a run is exported, and which runs have none."""
 
 import pytest
 
-from rerank_rl.config import Config, ConfigError
+from configs import degre, glorank_rl, glorank_sft, hsrl, tiger
+from configs.baselines import prm
+from rerank_rl.config import ConfigError
 from rerank_rl.export import run
+from tests import toys
 
 
-def test_runs_that_cannot_be_exported_are_refused(tmp_path):
-  refused = lambda text: pytest.raises(ConfigError, match=text)
-  with refused("config.json is missing"):
-    run.finished(tmp_path, tmp_path)
-  config = dataclasses.asdict(Config())
-  (tmp_path / "config.json").write_text(json.dumps(config))
-  with refused("report.json is missing"):
-    run.finished(tmp_path, tmp_path)
-  (tmp_path / "report.json").write_text("{}")
-  with refused("no artifact of stage 'tokenizer'"):
-    run.finished(tmp_path, tmp_path)
-  for stage in Config().stages:
-    (tmp_path / f"{stage}-0123").mkdir()
-  assert run.finished(tmp_path, tmp_path) == Config()
-  config |= {"name": "prm", "stages": ["tokenizer", "ranker"]}
-  (tmp_path / "config.json").write_text(json.dumps(config))
-  with refused("'prm'.* no token policy"):
-    run.finished(tmp_path, tmp_path)
+@pytest.mark.parametrize(
+  ("get_config", "variant", "system"),
+  [
+    (glorank_rl.get_config, "", "glorank_rl"),
+    (glorank_sft.get_config, "", "glorank_sft"),
+    (degre.get_config, "", "degre"),
+    # Distilled after a clone of the log.
+    (degre.get_config, "preference", "degre"),
+  ],
+)
+def test_what_the_last_stage_left_is_exported(get_config, variant, system):
+  assert run.exported(toys.frozen(get_config(variant), {})) == system
+
+
+@pytest.mark.parametrize("module", [prm, hsrl, tiger])
+def test_runs_that_rerank_by_no_token_policy_are_refused(module):
+  config = toys.frozen(module.get_config(""), {})
+  with pytest.raises(ConfigError, match=f"'{config.name}'.*no token policy"):
+    run.exported(config)

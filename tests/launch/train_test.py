@@ -126,6 +126,16 @@ MISTAKES = (
   ),
   ((MAIN + ":kuairand_pure", "--config.rl.reward=world"), ("reward='world'",)),
   ((MAIN + ":smoke", "--config.data.weights=(1.0,2.0)"), ("weights",)),
+  (
+    (
+      MAIN + ":smoke",
+      "--config.rl.explore=fixed_tree",
+      "--config.rl.credit=sibling",
+      "--config.policy.head=pointer",
+      "--config.world.slate_size=3",
+    ),
+    ("branching=(4, 1, 1, 2)", "3 tokens"),
+  ),
   ((MAIN + ":amazon_beauty",), ("'amazon_beauty'", "choose")),
   ((TIGER + ":movielens_1m",), ("'movielens_1m'", "amazon_beauty")),
   ((TIGER, "--config.next_item.history=0"), ("next_item.history=0",)),

@@ -14,23 +14,22 @@ from tests import toys
 
 
 def test_the_newest_earns_most_and_all_fade():
-  error = jnp.array([[3.0, 1.0], [2.0, 5.0]])
-  np.testing.assert_allclose(
-    bonus.scaled(error, jnp.array(0)), [[0.25, 0], [0.125, 0.5]], atol=1e-6
-  )
-  np.testing.assert_allclose(
-    bonus.scaled(error, jnp.array(40)),
-    bonus.scaled(error, jnp.array(0)) / 2,
-    atol=1e-6,
-  )
-  assert (bonus.scaled(jnp.ones((2, 2)), jnp.array(0)) == 0).all()
+  # What no rollout is may be predicted as badly as it will.
+  error = jnp.array([[3.0, 1.0, 9.0], [2.0, 5.0, 0.0]])
+  found = jnp.array([[True, True, False]] * 2)
+  scaled = lambda step: bonus.scaled(error, found, jnp.array(step))
+  want = [[0.25, 0, 0], [0.125, 0.5, 0]]
+  np.testing.assert_allclose(scaled(0), want, atol=1e-6)
+  np.testing.assert_allclose(scaled(40), scaled(0) / 2, atol=1e-6)
+  assert (bonus.scaled(jnp.ones((2, 3)), found, jnp.array(0)) == 0).all()
+  assert (bonus.scaled(error, found & False, jnp.array(0)) == 0).all()
 
 
 def test_noise_has_the_bonuss_size_and_not_its_order():
-  paid = bonus.scaled(
-    jax.random.uniform(jax.random.key(0), (100, 100)) ** 2, jnp.array(10)
-  )
-  drawn = bonus.noise(paid, jax.random.key(1))
+  error = jax.random.uniform(jax.random.key(0), (100, 100)) ** 2
+  found = jnp.ones(error.shape, bool)
+  paid = bonus.scaled(error, found, jnp.array(10))
+  drawn = bonus.noise(paid, found, jax.random.key(1))
   np.testing.assert_allclose(drawn.mean(), paid.mean(), rtol=0.05)
   np.testing.assert_allclose(drawn.std(), paid.std(), rtol=0.05)
   assert abs(np.corrcoef(paid.ravel(), drawn.ravel())[0, 1]) < 0.05

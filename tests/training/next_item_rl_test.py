@@ -244,6 +244,9 @@ def test_what_is_asked_is_what_nobody_was_told(tmp_path):
     ({"stages": ("tokenizer", "sft", "rl")}, "'evaluators'"),
     ({"rl.objective": "clipped"}, "likelihood"),
     ({"rl.group": 1}, "group=1"),
+    ({"rl.entropy": 0.1}, "rl.entropy=0.1"),
+    ({"rl.epochs": 2}, "rl.epochs=2 has no effect"),
+    ({"data.feedback": "constant"}, "feedback='constant' has no effect"),
     ({"stages": ("tokenizer", "rl")}, "tokenizer and sft"),
   ),
 )

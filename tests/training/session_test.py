@@ -75,6 +75,19 @@ def test_a_finished_run_is_only_judged_again(done):
   assert session._played._cache_size() == programs > 0
 
 
+def test_a_finished_run_is_found_or_named_and_never_learnt_again(
+  done, tmp_path
+):
+  folder, config = done
+  assert tasks.finished(folder) == config
+  assert "hsrl" in tasks.reload(config, folder).params
+  with pytest.raises(ConfigError, match=r"stage 'tokenizer'.*own --artifacts"):
+    tasks.reload(config, tmp_path)
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(ConfigError, match=r"config.json is missing; finish"):
+    tasks.finished(tmp_path)
+
+
 def test_kl_is_to_the_policys_own_average(done):
   """None at the first step, some as soon as there is a past."""
   lines = next(done[0].glob("session-*/metrics.jsonl")).read_text().splitlines()
@@ -88,6 +101,10 @@ def test_kl_is_to_the_policys_own_average(done):
   [
     ({"rl.group": 4}, "config.rl.group=4"),
     ({"rl.epochs": 2}, "config.rl.epochs=2"),
+    ({"rl.bonus": "novelty"}, "config.rl.bonus='novelty' has no effect"),
+    ({"rl.temperature": 0.5}, "config.rl.temperature=0.5 has no effect"),
+    ({"rl.reward": "labels"}, "config.rl.reward='labels' has no effect"),
+    ({"data.feedback": "shuffled"}, "data.feedback='shuffled' has no effect"),
     ({"rl.credit": "group"}, "config.rl.credit='group'"),
     ({"rl.explore": "beam"}, "config.rl.explore='beam'"),
     ({"stages": ("tokenizer",)}, "tokenizer and one of session"),

@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rerank_rl.config import Config, ConfigError, RLConfig, check_choice
+from rerank_rl.config import (
+  Config,
+  ConfigError,
+  RLConfig,
+  check_choice,
+  refuse_unread,
+)
 from rerank_rl.data.sequences import Windows
 from rerank_rl.decoding import next_item as decoding
 from rerank_rl.decoding import tree as trees
@@ -258,6 +264,12 @@ def check(config: Config) -> None:
       f"config.rl.explore={rl.explore!r} with credit={rl.credit!r} would be "
       f"biased; the next item takes {known}."
     )
+  if rl.entropy:
+    raise ConfigError(
+      f"config.rl.entropy={rl.entropy}: the next item has no bonus for "
+      "entropy; use 0."
+    )
+  refuse_unread(config, "rl.epochs", "rl.bonus", "rl.temperature")
   check_group(rl)
   states.check(config.rl_train, "config.rl_train")
 

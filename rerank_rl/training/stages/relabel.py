@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rerank_rl.config import Config, check_choice
+from rerank_rl.config import Config, check_choice, refuse_unread
 from rerank_rl.decoding import sample
 from rerank_rl.models.policy import GOAL_HEADS, Policy
 from rerank_rl.rl import learner, objectives
@@ -36,7 +36,7 @@ _BEYOND, _TRIED = 1.5, 64
 def check(config: Config) -> None:
   """Raises ConfigError: a head that reads no goal, parts that nobody reads."""
   check_choice(config.policy.head, GOAL_HEADS, "config.policy.head")
-  sessions.refuse(config, "replay", "difference")
+  refuse_unread(config, "session.replay", "session.difference", "session.decay")
   states.check(config.rl_train, "config.rl_train")
 
 

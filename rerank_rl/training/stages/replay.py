@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.config import Config, ReplayConfig, check_choice
+from rerank_rl.config import Config, ReplayConfig, check_choice, refuse_unread
 from rerank_rl.rl import agents, offpolicy, replay
 from rerank_rl.rl.agents import Agent
 from rerank_rl.rl.objectives import Loss
@@ -40,7 +40,7 @@ def check(config: Config) -> None:
   check_choice(
     config.session.difference, DIFFERENCE, "config.session.difference"
   )
-  sessions.refuse(config, "replay")
+  refuse_unread(config, "session.replay", "session.decay")
   states.check(config.rl_train, "config.rl_train")
 
 

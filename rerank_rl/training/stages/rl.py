@@ -7,7 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.config import Config, ConfigError, RLConfig, check_choice
+from rerank_rl.config import (
+  Config,
+  ConfigError,
+  RLConfig,
+  check_choice,
+  refuse_unread,
+)
 from rerank_rl.decoding import beam, fixed_tree, sample, value_guided
 from rerank_rl.decoding import tree as trees
 from rerank_rl.models.critic import value_of
@@ -159,6 +165,8 @@ def check(config: Config) -> None:
       "policy, so the credit would be biased; use 1 or declare "
       "config.rl.biased_credit=True."
     )
+  if rl.explore != "chains":
+    refuse_unread(config, "rl.temperature")
   check_reward(config)
   curiosity.check(rl)
   states.check(config.rl_train, "config.rl_train")
@@ -168,13 +176,21 @@ def check(config: Config) -> None:
       f"config.rl.explore={rl.explore!r} with credit={rl.credit!r} reads a "
       "critic; add the stage 'critic' to config.stages, before 'rl'."
     )
-  if rl.explore == "fixed_tree" and (
-    not all(isinstance(b, int) and b > 0 for b in rl.branching)
-    or fixed_tree.leaves(rl.branching) != rl.group
-  ):
+  if rl.explore == "fixed_tree" and fixed_tree.leaves(rl.branching) != rl.group:
     raise ConfigError(
       f"config.rl.branching={rl.branching} should multiply to config.rl.group="
       f"{rl.group}, the number of slates a request."
+    )
+
+
+def check_depth(config: RLConfig, policy: Policy) -> None:
+  """Raises ConfigError: a tree that branches deeper than a slate's tokens."""
+  tokens = policy.slots * policy.levels
+  within = fixed_tree.leaves(config.branching[:tokens])
+  if config.explore == "fixed_tree" and within != config.group:
+    raise ConfigError(
+      f"config.rl.branching={config.branching} branches after the {tokens} "
+      "tokens of a slate; give at most so many numbers."
     )
 
 
@@ -221,6 +237,10 @@ class Method(NamedTuple):
   trace: float
 
 
+# Explorers fold depths and numbers of leaves into the same key: none as high.
+_BONUS = 2**31
+
+
 def step(method, catalogue, reward, reference, state, batch, key):
   """One batch: roll out, reward, credit, `epochs` gradient steps.
 
@@ -255,7 +275,7 @@ def step(method, catalogue, reward, reference, state, batch, key):
   old = learner.score_slates(policy, reference, prepare(reference), tree.slate)
   wanted, extra = given, {}
   if config.bonus:
-    key = jax.random.fold_in(key, 1)
+    key = jax.random.fold_in(key, _BONUS)
     state, bonus, extra = curiosity.explore(
       config, catalogue, state, batch, tree, outcome, key
     )

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rerank_rl.config import Config, ConfigError, check_choice
+from rerank_rl.config import Config, ConfigError, check_choice, refuse_unread
 from rerank_rl.decoding import sample
 from rerank_rl.rl import credit, learner, objectives, replay, values
 from rerank_rl.simulation import session as simulation
@@ -44,11 +44,7 @@ def check(config: Config) -> None:
     raise ConfigError(
       f"config.rl.group={rl.group}: a user sees one slate a turn; use 1."
     )
-  if rl.epochs != 1:
-    raise ConfigError(
-      f"config.rl.epochs={rl.epochs}: sessions are played anew for every "
-      "gradient step; use 1."
-    )
+  refuse_unread(config, "rl.epochs", "rl.bonus", "rl.temperature", "rl.reward")
   if config.session.replay and rl.objective == "reinforce":
     raise ConfigError(
       "config.rl.objective='reinforce' takes slates for the policy's own; with "

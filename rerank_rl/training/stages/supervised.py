@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rerank_rl.config import Config, check_choice
+from rerank_rl.config import Config, check_choice, refuse_unread
 from rerank_rl.decoding import sample
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl.objectives import Loss
@@ -35,7 +35,7 @@ class Method(NamedTuple):
 def check(config: Config) -> None:
   """Raises ConfigError: a head without a score an item, parts unread."""
   check_choice(config.policy.head, ("pointer",), "config.policy.head")
-  sessions.refuse(config, "replay", "difference")
+  refuse_unread(config, "session.replay", "session.difference", "session.decay")
   states.check(config.rl_train, "config.rl_train")
 
 

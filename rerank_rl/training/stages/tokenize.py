@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.tokenizer import residual_kmeans, semantic_ids
-from rerank_rl.training.setting import AnyRun
+from rerank_rl.training.setting import AnyRun, expected
 
 
 def run(setting: AnyRun) -> AnyRun:
@@ -23,7 +23,7 @@ def run(setting: AnyRun) -> AnyRun:
   config = setting.config.tokenizer
   setting = setting.identified("tokenizer", setting.identity["data"], config)
   path = setting.folder("tokenizer") / "tokenizer.npz"
-  if not path.exists():
+  if not expected(setting, "tokenizer", path.exists()):
     vectors, warm = setting.dataset.vectors, setting.dataset.warm
     codebook = residual_kmeans.fit(
       setting.key("tokenizer"),
