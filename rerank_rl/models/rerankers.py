@@ -1,8 +1,8 @@
 """Supervised rerankers that emit no tokens: PRM and NAR4Rec.
 
 Both read the request with the policy's own encoder, so that they differ from
-it in the output alone. Each is a pair of pure functions: `logits` of every
-candidate (a slot for NAR4Rec) and `rank`, the slate it would show.
+it in the output alone. Each is a few pure functions: `init`, `logits` of every
+candidate (a slot for NAR4Rec), and `train_logits`, those that it learns by.
 """
 
 from collections.abc import Callable

@@ -36,8 +36,11 @@ def quality_loss(quality: Array, target: Array) -> Loss:
   """(target - Q(s, a))^2, L_Q of arXiv 2501.17409 and of plain TD.
 
   Args:
-    quality: f32[B], Q(s, a).
-    target: f32[B], of `td_target`.
+    quality: f32[B], Q(s, a), or f32[B, X] of X critics.
+    target: of the same shape, of `td_target`.
+
+  Returns:
+    Loss, a mean over users and critics.
   """
   error = jax.lax.stop_gradient(target) - quality
   return Loss((error**2).sum(), quality.size)

@@ -1,1 +1,1 @@
-"""What a slate is worth: list rewards."""
+"""What a slate is worth, and what users do whom it is shown to."""

@@ -123,6 +123,13 @@ def play(
   return out
 
 
+def flat(played: Any) -> Any:
+  """Leaves [turns, B, ...] as [turns * B, ...]; a dimension may be 0."""
+  return jax.tree.map(
+    lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), played
+  )
+
+
 def met(left: Array) -> Array:
   """Which slates bool[turns, B] users met in their first sessions.
 

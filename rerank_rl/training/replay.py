@@ -7,7 +7,7 @@ from typing import Any
 from flax import struct
 import jax
 
-from rerank_rl.config import ReplayConfig, TrainConfig
+from rerank_rl.config import ReplayConfig
 from rerank_rl.rl import offpolicy, replay
 from rerank_rl.rl.replay import Ring
 from rerank_rl.training import state as states
@@ -60,15 +60,6 @@ def begin(
     state.ema,
     states.copy(params),
     replay.empty(setting.config.replay.capacity, block),
-  )
-
-
-def longer(train: TrainConfig, updates: int) -> TrainConfig:
-  """A schedule for steps that take several gradient steps each."""
-  return dataclasses.replace(
-    train,
-    steps=train.steps * updates,
-    warmup_steps=train.warmup_steps * updates,
   )
 
 

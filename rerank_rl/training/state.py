@@ -43,6 +43,15 @@ def check(config: TrainConfig, at: str) -> None:
     )
 
 
+def longer(train: TrainConfig, updates: int) -> TrainConfig:
+  """A schedule for steps that take several gradient steps each."""
+  return dataclasses.replace(
+    train,
+    steps=train.steps * updates,
+    warmup_steps=train.warmup_steps * updates,
+  )
+
+
 def optimizer(
   config: TrainConfig, parts: Sequence[str] = ()
 ) -> optax.GradientTransformation:

@@ -84,13 +84,11 @@ def _step(model, tx, decay, loss_fn, catalogue, weights, state, batch, key):
   """One gradient step of a supervised reranker."""
   del key
 
-  def loss(params):
+  def objective(params):
     logits = model.train_logits(params, catalogue, batch.request)
-    total, count = loss_fn(logits, batch, weights)
-    return total / jnp.maximum(count, 1), (total, count)
+    return loss_fn(logits, batch, weights)
 
-  grads, out = jax.grad(loss, has_aux=True)(state.params)
-  return states.apply_gradients(state, grads, tx, decay), {"loss": out}
+  return states.step_on(state, objective, tx, decay)
 
 
 def model_of(setting: Setting) -> rerankers.Reranker:

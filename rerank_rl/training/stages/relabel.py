@@ -105,8 +105,8 @@ def step(policy, tx, config: Config, world, shown, state, start, key):
   played = simulation.play(
     environment, act, start, play_key, config.goals.window
   )
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
-  request, (slate, worth) = jax.tree.map(flat, (played.request, played.record))
+  flat = simulation.flat
+  request, (slate, worth) = flat((played.request, played.record))
   asked = jnp.tile(goal[which], (config.goals.window, 1))
   request = request.replace(goal=asked)
   # Slates of sessions that began within the window have no share in the goal.

@@ -104,11 +104,8 @@ def play(method: Method, params, catalogue, environment, start, key):
     return move.slate, move
 
   played = simulation.play(environment, act, start, key, method.turns)
-  # No -1: users may have no features.
-  flat = lambda x: x.reshape(played.left.size, *x.shape[2:])
-  return jax.tree.map(
-    flat,
-    Transition(played.request, played.record, played.answer, played.after),
+  return simulation.flat(
+    Transition(played.request, played.record, played.answer, played.after)
   )
 
 
@@ -191,7 +188,7 @@ def _fit(setting: SessionRun) -> None:
   agent = jax.jit(agent_of(setting).init)
   request = sessions.example(setting)
   params = agent(setting.key("agent"), setting.catalogue, request)
-  tx = states.optimizer(keeping.longer(train, config.updates), tuple(params))
+  tx = states.optimizer(states.longer(train, config.updates), tuple(params))
   method = make_method(setting, tx)
   state = keeping.begin(setting, functools.partial(play, method), params, tx)
   own = functools.partial(step, method)

@@ -1,6 +1,5 @@
 """Stage `rl`: explore, reward, credit, objective; every method's loop."""
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -373,14 +372,8 @@ def _fit(setting: Setting) -> None:
   if reads_values(config.rl):
     start["critic"] = setting.critic
   start = jax.tree.map(jnp.asarray, start)
-  tx = states.optimizer(
-    dataclasses.replace(
-      train,
-      steps=train.steps * config.rl.epochs,
-      warmup_steps=train.warmup_steps * config.rl.epochs,
-    ),
-    tuple(start),
-  )
+  schedule = states.longer(train, config.rl.epochs)
+  tx = states.optimizer(schedule, tuple(start))
   method = Method(setting.policy, config.rl, tx, train.ema, config.critic.decay)
   rank = greedy_ranker(setting)
   state = states.create(start, tx)

@@ -71,11 +71,8 @@ def learn(method: Method, catalogue, state, target, played: simulation.Turns):
     (state, metrics as (sum, count)).
   """
   policy, rl = method.policy, method.rl
-  # No -1: users may have no features.
-  flat = lambda x: x.reshape(played.left.size, *x.shape[2:])
-  request, tree = jax.lax.stop_gradient(
-    jax.tree.map(flat, (played.request, played.record))
-  )
+  flat = simulation.flat
+  request, tree = jax.lax.stop_gradient(flat((played.request, played.record)))
   last = jax.tree.map(lambda x: x[-1], played.after)
   clicked = flat(played.answer.clicked)
   by_turn = lambda x: x.reshape(played.left.shape)
@@ -95,9 +92,8 @@ def learn(method: Method, catalogue, state, target, played: simulation.Turns):
     trusted = {"policy": own, "critic": target["critic"]}
     met = critics.state_value(method, trusted, catalogue, request, game)
     beyond = critics.state_value(method, trusted, catalogue, last, end)
-    outcome = jax.tree.map(
-      flat,
-      critics.outcome_of(method, played, by_turn(met), beyond, by_turn(weight)),
+    outcome = flat(
+      critics.outcome_of(method, played, by_turn(met), beyond, by_turn(weight))
     )
     to_come = outcome.reward[:, 0] + outcome.bootstrap[:, 0]
     path = critics.prefix_values(
@@ -227,7 +223,7 @@ def make_method(setting: SessionRun, tx) -> Method:
 def _fit(setting: SessionRun) -> None:
   config, params = setting.config, init(setting)
   train, again = config.rl_train, config.session.replay
-  schedule = keeping.longer(train, config.replay.updates) if again else train
+  schedule = states.longer(train, config.replay.updates) if again else train
   tx = states.optimizer(schedule, tuple(params))
   method = make_method(setting, tx)
   if again:

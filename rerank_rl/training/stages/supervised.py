@@ -15,7 +15,7 @@ from rerank_rl.config import Config, check_choice, refuse_unread
 from rerank_rl.decoding import sample
 from rerank_rl.models.policy import Policy
 from rerank_rl.rl.objectives import Loss
-from rerank_rl.simulation.session import Turns
+from rerank_rl.simulation.session import Turns, flat
 from rerank_rl.training import session as sessions
 from rerank_rl.training import state as states
 from rerank_rl.training.session_setting import SessionRun
@@ -53,9 +53,7 @@ def cross_entropy(policy: Policy, params, catalogue, played: Turns) -> Loss:
     catalogue: the Catalogue.
     played: sessions, leading dimensions [turns, B].
   """
-  # No -1: users may have no features.
-  flat = lambda x: x.reshape(played.left.size, *x.shape[2:])
-  request, slate = jax.tree.map(flat, (played.request, played.record.slate))
+  request, slate = flat((played.request, played.record.slate))
   game = sample.prepare(policy, params, catalogue, request)
   ranks = sample.ranks_of(game.trie, slate)
   logits = policy.score(params, game.prompt, ranks)[:, 0, :, 0]
