@@ -1,12 +1,23 @@
 """One clear sentence and a non-zero status for a user's mistakes."""
 
+import re
 import sys
 
 from absl import flags, logging
 
+# What jax says of a user's machine, in errors without a type of their own.
+_MACHINE = (
+  ("Unable to initialize backend", "choose another JAX_PLATFORMS, or none"),
+  ("RESOURCE_EXHAUSTED", "use a smaller batch_size, group or policy.dim"),
+)
+# What ml_collections says of a flag that is no --config.FIELD=VALUE.
+_UNREADABLE = re.compile("malformed node|Could not parse|not a valid index")
+
 
 def run(app, main) -> None:
   """Runs `main` under absl's `app`; a ValueError or OSError is the user's.
+
+  So is a machine that lacks the memory or the device that it is asked for.
 
   Raises:
     SystemExit: with status 2 and one line on stderr.
@@ -18,6 +29,13 @@ def run(app, main) -> None:
     except (ValueError, OSError) as error:
       logging.debug("traceback", exc_info=True)
       _leave(str(error))
+    except MemoryError as error:
+      _leave(f"out of memory ({error}); ask for less, or use another machine.")
+    except RuntimeError as error:
+      for words, remedy in _MACHINE:
+        if words in str(error):
+          _leave(f"{str(error).strip().splitlines()[0]}; {remedy}.")
+      raise
 
   # Orbax narrates every save; its warnings are enough.
   logging.get_absl_handler().addFilter(
@@ -30,7 +48,7 @@ def _parse(argv: list[str]) -> list[str]:
   """Parses the flags; a config file may fail in any way while it is read."""
   try:
     rest = flags.FLAGS(argv)
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     _leave(_reason(error, argv))
   if flags.FLAGS.help:
     print(flags.FLAGS.main_module_help())
@@ -38,16 +56,32 @@ def _parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def _reason(error: Exception, argv: list[str]) -> str:
+def _reason(error: BaseException, argv: list[str]) -> str:
   """What went wrong while flags were parsed."""
+  text = str(error).strip()
+  fields = [flag for flag in argv if flag.startswith("--config.")]
   if isinstance(error, (AttributeError, KeyError)):
-    # ml_collections names no more than the end of the field's path.
-    path = str(error).rpartition(": ")[2].strip("\"'")
-    for flag in argv:
+    # ml_collections names no more than the end of the field's path, and
+    # perhaps another that it looks like.
+    named, _, like = text.partition("Did you mean ")
+    path = named.rpartition(": ")[2].replace("\\n", "").strip("\\\"' \n")
+    for flag in fields:
       if f".{path}" in flag.partition("=")[0]:
-        return f"{flag}: there is no such field; rerank_rl/config.py has all."
+        hint = f" (did you mean {like.split()[0]}?)" if like else ""
+        return (
+          f"{flag}: there is no such field{hint}; rerank_rl/config.py has all."
+        )
+  if _UNREADABLE.search(text):
+    return (
+      f"{' '.join(fields)} cannot be read; write --config.FIELD=VALUE with a "
+      "field of rerank_rl/config.py."
+    )
   # A traceback inside the message ends with what went wrong.
-  return str(error).strip().split("\n")[-1]
+  text = text.split("\n")[-1]
+  if isinstance(error, (ValueError, flags.Error)):
+    return text
+  given = [flag for flag in argv if flag.startswith("--config=")]
+  return f"{' '.join(given)} cannot be read: {type(error).__name__}: {text}."
 
 
 def _leave(text: str):

@@ -6,6 +6,8 @@ docs/data.md says what the files hold. Train on the result with
 --config.data.name=imported --config.data.path=DIR.
 """
 
+import sys
+
 from absl import app, flags, logging
 
 from launch import errors
@@ -51,7 +53,10 @@ def main(argv: list[str]) -> None:
     overwrite=_OVERWRITE.value,
   )
   logging.set_verbosity(logging.WARNING)  # TFDS tells every step.
-  print(importer.import_logs(options))
+  summary = importer.import_logs(options)
+  # Columns may have names that the console has no letters for.
+  encoding = sys.stdout.encoding or "utf-8"
+  print(summary.encode(encoding, "backslashreplace").decode(encoding))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Trains and reports: python -m launch.train --config=configs/NAME.py."""
 
+import os
 import pathlib
 import shlex
 import sys
@@ -34,20 +35,56 @@ def main(argv: list[str]) -> None:
       f"{argv[1]!r} is not a flag; use --flag=value."
     )
   logging.set_verbosity(logging.INFO)
-  config = config_lib.freeze(_CONFIG.value.to_dict())
+  asked = _CONFIG.value
+  if not hasattr(asked, "to_dict"):
+    raise config_lib.ConfigError(
+      f"the file of --config gives {type(asked).__name__}; let its get_config "
+      "return what configs.common.build does."
+    )
+  config = config_lib.freeze(asked.to_dict())
   if config.quick_compile:
     devices.quick_compile()
   mesh.initialize_distributed(
     _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   )
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = _folder("workdir", _WORKDIR.value)
+  artifacts = _ARTIFACTS.value
   rows = tasks.of(config).run(
     config,
     workdir,
-    pathlib.Path(_ARTIFACTS.value or workdir),
+    _folder("artifacts", artifacts) if artifacts else workdir,
     shlex.join(["python", "-m", "launch.train", *sys.argv[1:]]),
   )
   print(report.table(rows))
+
+
+def _folder(flag: str, name: str) -> pathlib.Path:
+  """The folder that a flag names.
+
+  Raises:
+    ConfigError: there cannot be one.
+  """
+  path = pathlib.Path(name)
+  try:
+    there = next(p for p in (path, *path.absolute().parents) if _is(p))
+    fit = bool(name) and there.is_dir() and os.access(there, os.W_OK)
+  except OSError:  # A name that is too long, for one.
+    fit = False
+  if not fit:
+    raise config_lib.ConfigError(
+      f"--{flag}={name} can be no folder: give a path below a folder that you "
+      "may write to, and not that of a file."
+    )
+  return path
+
+
+def _is(path: pathlib.Path) -> bool:
+  """Whether anything has this path, a link to nowhere included."""
+  try:
+    path.lstat()
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  return True
 
 
 if __name__ == "__main__":

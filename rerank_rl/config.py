@@ -16,10 +16,14 @@ from typing import Any
 
 _TINY = 1e-12  # The least value of what must be positive.
 _HUGE = sys.float_info.max  # The highest value of what must be finite.
+_MOST = 2**31 - 1  # The highest of what is counted, in i32.
+_SEED = 2**63 - 1  # The highest seed that JAX takes.
 
 
-def _within(default: Any, low: float, high: float = _HUGE) -> Any:
+def _within(default: Any, low: float, high: float | None = None) -> Any:
   """A field whose value, or each of whose values, must be in [low, high]."""
+  if high is None:
+    high = _MOST if isinstance(default, int) else _HUGE
   return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
@@ -27,7 +31,7 @@ def _within(default: Any, low: float, high: float = _HUGE) -> Any:
 class WorldConfig:
   """The synthetic world (docs/data.md). `seed=None` means `config.seed`."""
 
-  seed: int | None = _within(None, 0)
+  seed: int | None = _within(None, 0, _SEED)
   num_items: int = _within(2000, 1)
   num_candidates: int = _within(50, 1)
   slate_size: int = _within(6, 1)
@@ -74,7 +78,7 @@ class TokenizerConfig:
 class EvaluatorConfig:
   """Networks that foretell feedback: of how many numbers, and how fitted."""
 
-  dim: int = _within(64, 1)
+  dim: int = _within(64, 2)
   max_epochs: int = _within(3, 1)
   batch_size: int = _within(256, 1)
   learning_rate: float = _within(2e-3, _TINY)
@@ -90,7 +94,7 @@ class PolicyConfig:
 
   # global | pointer | local_index | hpn | hpn_expected
   head: str = "global"
-  dim: int = _within(64, 1)
+  dim: int = _within(64, 2)
   layers: int = _within(2, 1)
   heads: int = _within(2, 1)
   dtype: str = "float32"
@@ -142,7 +146,7 @@ class RLConfig:
   bonus: str = ""  # For exploring: "" | novelty | noise, its control.
   group: int = _within(8, 1)
   # Children of a node by depth, 1 beyond the end (explore=fixed_tree).
-  branching: tuple[int, ...] = _within((4, 1, 1, 2), 1)
+  branching: tuple[int, ...] = _within((4, 1, 1, 2), 1, _MOST)
   # Forward tokens a request without the prompt (explore=value_guided).
   budget: int = _within(136, 1)
   walks: str = "greedy"  # greedy | drawn (explore=value_guided).
@@ -261,7 +265,7 @@ class Config:
 
   name: str = "glorank_rl"  # What reports call the run's own system.
   sft_name: str = "glorank_sft"
-  seed: int = _within(0, 0)
+  seed: int = _within(0, 0, _SEED)
   protocol: str = "value"  # value | recovery | oracle | next_item | session
   stages: tuple[str, ...] = ("tokenizer", "evaluators", "sft", "rl")
   quick_compile: bool = False  # Slower programs, sooner: for runs of seconds.
@@ -321,6 +325,11 @@ def freeze(tree: Mapping[str, Any], kind: type = Config, at: str = "config"):
       )
     old = getattr(default, name)
     if dataclasses.is_dataclass(old):
+      if not isinstance(value, Mapping):
+        raise ConfigError(
+          f"{at}.{name}={value!r} is no group of fields; set those of "
+          f"{type(old).__name__} one by one."
+        )
       value = freeze(value, type(old), f"{at}.{name}")
     else:
       value = _checked(value, old, hints[name], f"{at}.{name}")

@@ -85,12 +85,23 @@ def write(
   splits: Mapping[str, Callable[[], Iterator[Block]]],
   data_dir: str,
 ) -> None:
-  """Writes `table` quietly; arguments as in `TableBuilder`."""
+  """Writes `table` quietly; arguments as in `TableBuilder`.
+
+  Raises:
+    OSError: the disk refused.
+  """
   tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):  # TFDS's own messages.
-    TableBuilder(
-      table=table, columns=columns, splits=splits, data_dir=data_dir
-    ).download_and_prepare()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS's own messages.
+      TableBuilder(
+        table=table, columns=columns, splits=splits, data_dir=data_dir
+      ).download_and_prepare()
+  except RuntimeError as error:  # What array_record makes of a full disk.
+    reason = str(error).partition(";")[0]
+    raise OSError(
+      f"{data_dir} could not be written ({reason}); free space on its disk or "
+      "choose another folder."
+    ) from error
 
 
 def source(data_dir: str, table: str, split: str):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from rerank_rl.data import builder, imported, items, rows, schema, tables
 from rerank_rl.types import PAD
 
 _BLOCK = 256  # Rows of a record.
+_FIELDS = {"format", "signals", "weights", "rows", "sha256"}  # Of a manifest.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,8 @@ class ImportOptions:
     out: the folder to make.
     signals: the columns of feedback, most important first.
     weights: each signal's part in a slate's utility; () = 1 each.
-    slate_size: most items of a slate, K; 0 = the longest one shown.
+    slate_size: most items of a slate, K, at most the longest list of
+      candidates; 0 = the longest one shown.
     history_size: most items of a history, H; older ones are dropped.
     overwrite: whether `out` may be an earlier import.
   """
@@ -76,7 +79,7 @@ def import_logs(options: ImportOptions) -> str:
     OSError: the disk refused.
   """
   _check_options(options)
-  out = pathlib.Path(options.out).resolve()
+  out = pathlib.Path(os.path.realpath(options.out))
   _check_out(options, out)
   ids, features, groups = items.read(pathlib.Path(options.items))
   plan = rows.layout(
@@ -138,25 +141,49 @@ def _check_options(options: ImportOptions) -> None:
 
 def _check_out(options: ImportOptions, out: pathlib.Path) -> None:
   """Refuses to write over anything but an earlier import."""
+  near = next(path for path in (out, *out.parents) if os.path.lexists(path))
+  if not near.is_dir():
+    raise ConfigError(
+      f"--out={options.out}: {near} is no folder; choose another path."
+    )
+  if out.is_mount():
+    raise ConfigError(
+      f"--out={options.out} is a mount point, which cannot be replaced; name a "
+      "folder inside it."
+    )
   for name in (options.impressions, options.items):
-    if out in pathlib.Path(name).resolve().parents:
+    if out in pathlib.Path(os.path.realpath(name)).parents:
       raise ConfigError(f"--out={options.out} holds {name}; choose another.")
-  if not out.exists():
-    return
-  if not out.is_dir():
-    raise ConfigError(f"--out={options.out} is a file; name a folder.")
-  if not any(out.iterdir()):
+  if not out.exists() or not any(out.iterdir()):
     return
   if not options.overwrite:
     raise ConfigError(
       f"--out={options.out} is not empty; choose another folder or give "
       "--overwrite."
     )
-  if not (out / imported.MANIFEST).is_file():
-    raise ConfigError(
-      f"--out={options.out} holds no earlier import, so --overwrite would "
-      "delete other files; choose another folder."
-    )
+  known = _written(out)
+  for path in out.rglob("*"):
+    if path.relative_to(out).as_posix() not in known:
+      raise ConfigError(
+        f"--out={options.out} holds {path.relative_to(out)}, which belongs to "
+        "no earlier import and which --overwrite would delete; choose another "
+        "folder."
+      )
+
+
+def _written(out: pathlib.Path) -> set[str]:
+  """Paths in `out` that an earlier import made; none without its manifest."""
+  try:
+    manifest = json.loads((out / imported.MANIFEST).read_text())
+  except (OSError, ValueError, RecursionError):
+    return set()
+  if not isinstance(manifest, dict) or not manifest.keys() >= _FIELDS:
+    return set()
+  if not isinstance(manifest["sha256"], dict):
+    return set()
+  paths = [pathlib.PurePosixPath(name) for name in manifest["sha256"]]
+  folders = {str(folder) for path in paths for folder in path.parents}
+  return {imported.MANIFEST, *map(str, paths)} | folders
 
 
 def _put(draft: pathlib.Path, out: pathlib.Path) -> None:
@@ -199,6 +226,11 @@ def _survey(plan: rows.Layout, options: ImportOptions) -> _Survey:
     )
   tables.check_unique(plan.path, "request_id", tables.joined(names))
   user, history, candidates, slate = np.max(widths, 0).tolist()
+  if options.slate_size > candidates:
+    raise ConfigError(
+      f"--slate_size={options.slate_size}, but {plan.path} has at most "
+      f"{candidates} candidates a row; lower it."
+    )
   return _Survey(
     times=np.concatenate(times),
     user=user,

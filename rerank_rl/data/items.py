@@ -26,15 +26,14 @@ def read(
     ConfigError: the first mistake found, in one sentence.
   """
   names = tables.field_names(path)
-  if "item_id" not in names:
-    tables.fail(path, None, "item_id", "there is no such column; add it")
+  tables.require(path, names, "item_id")
   columns = [n for n in names if n not in ("item_id", "category")]
   kinds = {"item_id": tables.ID}
   for name, listed in tables.sample_kinds(path, columns).items():
     kinds[name] = tables.NUMBERS if listed else tables.NUMBER
   if "category" in names:
     kinds["category"] = tables.TEXT
-  parts, features, groups = [], [], []
+  parts, features, groups, widths = [], [], [], {}
   for number, batch in tables.batches(path, kinds):
 
     def reject(row: int, field: str, text: str, number=number):
@@ -42,9 +41,7 @@ def read(
 
     count = len(batch["item_id"])
     parts.append(batch["item_id"])
-    features.append(rows.numbers_of(batch, columns, count, reject))
-    if features[-1].shape[1] != features[0].shape[1]:
-      reject(0, columns[-1], "a list is not as long as above; give as many")
+    features.append(rows.numbers_of(batch, columns, widths, count, reject))
     if "category" in kinds:
       groups.append(batch["category"])
   if not parts:

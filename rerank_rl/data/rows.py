@@ -127,11 +127,8 @@ def layout(
   """
   names = tables.field_names(path)
   for name in (*REQUIRED, *signals):
-    if name not in names:
-      what = "signal" if name in signals else "column"
-      tables.fail(
-        path, None, name, f"there is no such {what}; docs/data.md lists them"
-      )
+    what = "signal" if name in signals else "column"
+    tables.require(path, names, name, what)
   user = tuple(
     name
     for name in names
@@ -154,19 +151,18 @@ def read(plan: Layout) -> Iterator[tuple[int, Checked]]:
   Raises:
     ConfigError: the first mistake found, in one sentence.
   """
-  width = None
+  widths = {}
   for number, columns in tables.batches(plan.path, plan.kinds):
-    batch = _check(plan, number, columns)
-    width = batch.user.shape[1] if width is None else width
-    if batch.user.shape[1] != width:
-      tables.fail(
-        plan.path, number, plan.user[0], "the list is not as long as above"
-      )
-    yield number, batch
+    yield number, _check(plan, number, columns, widths)
 
 
-def _check(plan: Layout, number: int, columns: dict[str, pa.Array]) -> Checked:
-  """Every rule of docs/data.md on one batch."""
+def _check(
+  plan: Layout,
+  number: int,
+  columns: dict[str, pa.Array],
+  widths: dict[str, int],
+) -> Checked:
+  """Every rule of docs/data.md on one batch; `widths` as in `numbers_of`."""
 
   def reject(row: int, field: str, text: str):
     tables.fail(plan.path, number + int(row), field, text)
@@ -203,7 +199,7 @@ def _check(plan: Layout, number: int, columns: dict[str, pa.Array]) -> Checked:
   return Checked(
     request_id=columns["request_id"],
     timestamp=time,
-    user=numbers_of(columns, plan.user, time.size, reject),
+    user=numbers_of(columns, plan.user, widths, time.size, reject),
     history=history,
     candidates=candidates,
     scores=scores,
@@ -327,13 +323,18 @@ def _check_range(field, lists: Ragged, good, interval, reject) -> None:
 
 
 def numbers_of(
-  columns: dict[str, pa.Array], names: Sequence[str], count: int, reject
+  columns: dict[str, pa.Array],
+  names: Sequence[str],
+  widths: dict[str, int],
+  count: int,
+  reject,
 ) -> np.ndarray:
   """Number and number-list columns laid side by side.
 
   Args:
     columns: canonical Arrow arrays of `count` rows.
     names: the columns to take.
+    widths: column -> values a row in earlier batches; gains those seen first.
     count: n.
     reject: called with row, field and text where a value is wrong.
 
@@ -347,10 +348,11 @@ def numbers_of(
       lists = _ragged(column)
     else:
       lists = Ragged(np.arange(count + 1), column.to_numpy())
-    wrong = lists.lengths() != lists.lengths()[0]
+    want = widths.setdefault(name, int(lists.lengths()[0]))
+    wrong = lists.lengths() != want
     if wrong.any():
       row = np.argmax(wrong)
-      have, want = lists.lengths()[row], lists.lengths()[0]
+      have = lists.lengths()[row]
       reject(
         row, name, f"{have} values, but rows above have {want}; give as many"
       )

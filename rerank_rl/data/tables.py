@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import csv
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,20 @@ import pyarrow.parquet as pq
 from rerank_rl.config import ConfigError
 
 ID, IDS, INTEGER, NUMBER, NUMBERS, TEXT = (
-  "an id (integer or text)",
+  "an id (64-bit integer or text)",
   "a list of ids (integers or text)",
-  "an integer",
+  "a 64-bit integer",
   "a number",
   "a list of numbers",
   "text or an integer",
 )
 _LISTS = (IDS, NUMBERS)
 _EMPTY = (None, "")
+_REMEDIES = {
+  INTEGER: "convert it or drop the row",
+  NUMBER: "convert it or drop the column",
+}
+_SURROGATE = re.compile("[\ud800-\udfff]")  # No character of UTF-8.
 _ROWS = 8192  # A batch; bounds memory, whatever the file's size.
 
 Batch = tuple[int, dict[str, pa.Array]]
@@ -45,36 +51,51 @@ def field_names(path: pathlib.Path) -> list[str]:
 
   Raises:
     ConfigError: the file is missing, empty, of unknown kind or broken, or
-      names a column twice.
+      names a column twice or with blanks around it.
   """
-  if path.suffix not in _READERS:
+  suffix = path.suffix.lower()
+  if suffix not in _READERS:
     fail(path, None, None, "unknown kind; give a .parquet, .csv or .jsonl file")
-  if not path.is_file():
+  if not path.exists():
     fail(path, None, None, "there is no such file; check the path")
+  if not path.is_file():
+    fail(path, None, None, "this is no regular file; name the file itself")
   try:
-    if path.suffix == ".parquet":
-      schema = pq.read_schema(path)
-      names = schema.names
+    if suffix == ".parquet":
+      names = pq.read_schema(path).names
     else:
-      names = next(_READERS[path.suffix](path))[1]
-      names = list(names)
+      names = list(next(_READERS[suffix](path))[1])
   except StopIteration:
     fail(path, None, None, "the file has no rows; give at least one")
   except (pa.ArrowException, OSError) as error:
-    kind = path.suffix[1:]
-    fail(path, None, None, f"no readable {kind} file ({_line(error)})")
+    fail(path, None, None, f"no readable {suffix[1:]} file ({_line(error)})")
   twice = _twice(names)
   if twice:
     fail(path, None, twice[0], "the column occurs twice; rename one")
+  for name in names:
+    if name != name.strip():
+      fail(path, None, name, "the name begins or ends with a blank; rename it")
   return names
+
+
+def require(
+  path: pathlib.Path, names: list[str], name: str, what: str = "column"
+) -> None:
+  """Fails, listing `names`, if `name` is not among them."""
+  if name not in names:
+    found = ", ".join(map(_short, names[:10])) or "none"
+    found += f" and {len(names) - 10} more" if len(names) > 10 else ""
+    text = f"there is no such {what} among {found}; rename or add it"
+    fail(path, None, name, f"{text}, as docs/data.md says")
 
 
 def sample_kinds(path: pathlib.Path, names: list[str]) -> dict[str, bool]:
   """Whether the first row of each column holds a list."""
-  if path.suffix == ".parquet":
+  suffix = path.suffix.lower()
+  if suffix == ".parquet":
     schema = pq.read_schema(path)
     return {n: _is_list(schema.field(n).type) for n in names}
-  _, first = next(_READERS[path.suffix](path))
+  _, first = next(_READERS[suffix](path))
   return {name: _looks_listed(first[name]) for name in names}
 
 
@@ -92,11 +113,12 @@ def batches(path: pathlib.Path, kinds: Mapping[str, str]) -> Iterator[Batch]:
   Raises:
     ConfigError: a value is missing or is not of its kind.
   """
-  if path.suffix == ".parquet":
+  suffix = path.suffix.lower()
+  if suffix == ".parquet":
     yield from _parquet_batches(path, kinds)
     return
   number, cells = 1, {name: [] for name in kinds}
-  for row, record in _READERS[path.suffix](path):
+  for row, record in _READERS[suffix](path):
     for name in kinds:
       if name not in record:
         fail(path, row, name, "the field is missing; add it or drop the row")
@@ -131,14 +153,29 @@ def _parquet_batches(path, kinds) -> Iterator[Batch]:
     fail(path, None, None, f"no readable parquet file ({_line(error)})")
 
 
+def _decoded(lines: Iterable[str]) -> Iterator[str]:
+  """Lines read with surrogateescape, up to the first byte that is not UTF-8.
+
+  Strict decoding would fail a whole buffer before that byte's row.
+  """
+  for line in lines:
+    bad = _SURROGATE.search(line)
+    if bad:
+      raise UnicodeError(f"byte 0x{ord(bad[0]) - 0xDC00:02x} is not UTF-8")
+    yield line
+
+
 def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """(row number, fields) of a csv with a header."""
   csv.field_size_limit(1 << 30)
-  number = 0
+  number = -1  # The header.
   try:
-    with path.open(newline="", encoding="utf-8-sig") as source:
-      lines = csv.reader(source, strict=True)
+    with path.open(
+      newline="", encoding="utf-8-sig", errors="surrogateescape"
+    ) as source:
+      lines = csv.reader(_decoded(source), strict=True)
       header = next(lines, [])
+      number = 0
       twice = _twice(header)
       if twice:
         fail(path, None, twice[0], "the column occurs twice; rename one")
@@ -153,8 +190,10 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
             "quote fields that hold commas",
           )
         yield number, dict(zip(header, line, strict=True))
-  except (UnicodeDecodeError, csv.Error) as error:
-    fail(path, number + 1, None, f"no readable csv in UTF-8 ({_line(error)})")
+  except (UnicodeError, csv.Error) as error:
+    text = f"no readable csv in UTF-8 ({_line(error)})"
+    row = number + 1 or None
+    fail(path, row, None, f"{text}; correct the row or the file's encoding")
 
 
 def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -169,8 +208,8 @@ def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """(row number, fields) of a file with one JSON object a line."""
   number, known = 0, {}
   try:
-    with path.open(encoding="utf-8-sig") as source:
-      for line in source:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as source:
+      for line in _decoded(source):
         if not line.strip():
           continue
         number += 1
@@ -184,8 +223,9 @@ def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
   except (ValueError, RecursionError) as error:
     if isinstance(error, ConfigError):
       raise
-    row = number + isinstance(error, UnicodeDecodeError)
-    fail(path, row, None, f"no readable JSON in UTF-8 ({_line(error)})")
+    row = number + isinstance(error, UnicodeError)
+    text = f"no readable JSON in UTF-8 ({_line(error)})"
+    fail(path, row, None, f"{text}; correct the row or the file's encoding")
 
 
 _READERS: dict[str, Any] = {
@@ -210,27 +250,41 @@ def _is_list(kind: pa.DataType) -> bool:
     pa.types.is_list(kind)
     or pa.types.is_large_list(kind)
     or pa.types.is_fixed_size_list(kind)
+    or pa.types.is_list_view(kind)
   )
 
 
 def _is_text(kind: pa.DataType) -> bool:
-  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+  return (
+    pa.types.is_string(kind)
+    or pa.types.is_large_string(kind)
+    or pa.types.is_string_view(kind)
+  )
 
 
 def _from_arrow(path, number, name, column: pa.Array, kind: str) -> pa.Array:
   """A parquet column in the canonical type of its kind."""
   if pa.types.is_dictionary(column.type):
     column = column.dictionary_decode()
+  time = pa.types.is_timestamp(column.type) and kind == INTEGER
+  if not time and not _is_plain(_leaves(column).type):
+    # Python may have no such values, so none is shown.
+    text = f"the column's type is {column.type}, so it is not {kind}"
+    fail(path, None, name, f"{text}; convert it or, if optional, drop it")
   if column.null_count:
     row = number + int(np.argmax(column.is_null().to_numpy(False)))
     fail(path, row, name, "the value is missing; fill it or drop the row")
-  if pa.types.is_timestamp(column.type) and kind == INTEGER:
+  if time:
     return column.cast(pa.int64())
+  if not _is_valid(column):
+    row = next(
+      r for r in range(len(column)) if not _is_valid(column[r : r + 1])
+    )
+    text = "the text is not UTF-8; correct it or drop the row"
+    fail(path, number + row, name, text)
   if kind in _LISTS and _is_list(column.type):
     column = column.cast(pa.list_(column.type.value_type))
-    inner = column.flatten()
-    if pa.types.is_dictionary(inner.type):
-      inner = inner.dictionary_decode()
+    inner = _leaves(column)
     wanted = _arrow_type(inner.type, kind)
     if wanted is not None and not inner.null_count:
       offsets = column.offsets.cast(pa.int32())
@@ -244,6 +298,31 @@ def _from_arrow(path, number, name, column: pa.Array, kind: str) -> pa.Array:
       return column.cast(wanted)
   # Text, or a type that does not fit: value by value, to name the row.
   return _from_cells(path, number, name, column.to_pylist(), kind)
+
+
+def _leaves(column: pa.Array) -> pa.Array:
+  """A column's values, or the entries of its lists."""
+  if _is_list(column.type):
+    column = column.flatten()
+  if pa.types.is_dictionary(column.type):
+    column = column.dictionary_decode()
+  return column
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+  """Whether values of this type can be ids, numbers or text."""
+  plain = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+  plain = plain or pa.types.is_boolean(kind) or pa.types.is_null(kind)
+  return plain or _is_text(kind)
+
+
+def _is_valid(column: pa.Array) -> bool:
+  """Whether all text in a column is UTF-8."""
+  try:
+    _leaves(column).validate(full=True)
+  except pa.ArrowInvalid:
+    return False
+  return True
 
 
 def _arrow_type(found: pa.DataType, kind: str) -> pa.DataType | None:
@@ -266,7 +345,8 @@ def _from_cells(path, number, name, cells: list[Any], kind: str) -> pa.Array:
     if kind in _LISTS:
       cell = _listed(cell)
       if not isinstance(cell, list):
-        fail(path, row, name, f"{_short(cell)} is not {kind}")
+        text = f"{_short(cell)} is not {kind}; correct it or drop the row"
+        fail(path, row, name, text)
       values.append(_entries(path, row, name, cell, kind))
     else:
       values.append(_value(path, row, name, cell, kind, kind))
@@ -280,7 +360,16 @@ def _from_cells(path, number, name, cells: list[Any], kind: str) -> pa.Array:
       ]
   else:
     inner = pa.int64() if kind == INTEGER else pa.float64()
-  return pa.array(values, pa.list_(inner) if kind in _LISTS else inner)
+  try:
+    return pa.array(values, pa.list_(inner) if kind in _LISTS else inner)
+  except UnicodeEncodeError:
+    row, found = next(
+      (row, found)
+      for row, value in enumerate(values, number)
+      if (found := _SURROGATE.search("".join(value)))
+    )
+    text = f"{found[0]!r} is half a character (a lone surrogate)"
+    fail(path, row, name, f"{text}; correct it or drop the row")
 
 
 def _entries(path, row, name, cell: list[Any], kind: str) -> list[Any]:
@@ -314,7 +403,7 @@ def _listed(cell: Any) -> Any:
     return text.split("|") if text else []
   try:
     return json.loads(text)
-  except ValueError:
+  except (ValueError, RecursionError):
     return cell
 
 
@@ -336,7 +425,10 @@ def _value(path, row, name, cell: Any, single: str, kind: str) -> Any:
         return cell
   except (ValueError, OverflowError):
     pass
-  fail(path, row, name, f"{_short(cell)} is not {kind}")
+  text = f"{_short(cell)} is not {single}"
+  text = f"entry {text}" if kind in _LISTS else text
+  remedy = _REMEDIES.get(kind, "correct it or drop the row")
+  fail(path, row, name, f"{text}; {remedy}")
 
 
 def _integer(cell: int | str | float) -> int:

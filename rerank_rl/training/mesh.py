@@ -7,6 +7,7 @@ axis is Auto: Explicit, the default of `jax.make_mesh`, breaks Linen.
 from collections.abc import Sequence
 import os
 import re
+import socket
 from typing import Any
 
 import jax
@@ -42,6 +43,7 @@ def initialize_distributed(
         f"process_id={process_id}: give all three (host:port, the number of "
         "processes, 0 <= process_id < num_processes) or none."
       )
+    _check_address(coordinator)
     jax.distributed.initialize(coordinator, num_processes, process_id)
     return
   # One Slurm task needs no partners, and JAX would bind it to one GPU.
@@ -53,6 +55,20 @@ def initialize_distributed(
     # JAX's words for "no cluster around"; any other trouble is real.
     if "coordinator_address should be defined" not in str(error):
       raise
+
+
+def _check_address(coordinator: str) -> None:
+  """Raises ConfigError: no host and port, which JAX would crash on."""
+  host, _, port = coordinator.rpartition(":")
+  try:
+    if not 0 < int(port) < 2**16:
+      raise ValueError(f"{port} is no port")
+    socket.getaddrinfo(host.strip("[]"), port)
+  except (ValueError, OSError) as error:
+    raise ConfigError(
+      f"coordinator={coordinator!r}: {error}; give the host that process 0 "
+      "runs on and a port from 1 to 65535, such as 10.0.0.1:1234."
+    ) from error
 
 
 def make(devices: Sequence[jax.Device] | None = None) -> Mesh:

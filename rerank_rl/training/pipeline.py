@@ -48,6 +48,12 @@ STAGES = {
 }
 # Stages that take up what another one left.
 NEEDS = {"mine": "lookahead", "distill": "mine", "critic": "sft", "rl": "sft"}
+# What reports call the systems that no run learns.
+TAKEN = (
+  *("ranker_order", "popularity", "ranker_reversed", "popularity_reversed"),
+  *("score_popularity_logistic", "beam_on_a", "mined", "sft_best16"),
+  *("bayes_list", "bayes_pointwise", "optimum", "random", "item_to_item"),
+)
 # Stages that leave the system `config.name`; a run has one at most.
 LAST = ("distill", "rl", "ranker")
 PROTOCOLS = ("value", "recovery", "oracle")
@@ -66,6 +72,12 @@ def check_stages(
   Raises:
     ConfigError: a stage that is not known, twice, out of order or missing.
   """
+  for field in ("name", "sft_name"):
+    if getattr(config, field) in TAKEN:
+      raise ConfigError(
+        f"config.{field}={getattr(config, field)!r} is what a report calls "
+        "another system; give the run's own another name."
+      )
   for stage in config.stages:
     if stage not in known:
       raise ConfigError(
@@ -96,6 +108,11 @@ def check(config: Config) -> None:
   if config.protocol == "oracle" and config.data.name != "world":
     raise ConfigError(
       "config.protocol='oracle' needs config.data.name='world'."
+    )
+  if config.protocol == "recovery" and config.data.name == "world":
+    raise ConfigError(
+      "config.protocol='recovery' ranks the labels of real data, and "
+      "config.data.name='world' knows more; use value or oracle."
     )
   for stage, needed in NEEDS.items():
     if stage in config.stages and needed not in config.stages:

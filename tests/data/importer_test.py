@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import resource
 
 from absl import flags
 from absl.testing import flagsaver
@@ -13,7 +14,7 @@ import pytest
 
 from launch import errors, import_logs
 from rerank_rl.config import Config, ConfigError, DataConfig
-from rerank_rl.data import load, schema
+from rerank_rl.data import load, schema, tables
 from rerank_rl.types import PAD
 
 if not flags.FLAGS.is_parsed():
@@ -247,7 +248,8 @@ def longer(row, field, value):
 
 # (name, which file, change, what the sentence must hold)
 MISTAKES = [
-  ("no_request_id", "log", drop("request_id"), ["'request_id'"]),
+  ("no_request_id", "log", drop("request_id"),
+   ["'request_id'", "among 'timestamp', 'user_id', ", " and 1 more;"]),
   ("no_timestamp", "log", drop("timestamp"), ["'timestamp'"]),
   ("no_history", "log", drop("history"), ["'history'"]),
   ("no_candidates", "log", drop("candidates"), ["'candidates'"]),
@@ -257,9 +259,12 @@ MISTAKES = [
   ("id_null", "log", put(3, "request_id", None), ["row 4", "'request_id'"]),
   ("id_twice", "log", put(7, "request_id", "r2"), ["row 8", "'r2'", "row 3"]),
   ("id_list", "log", put(3, "request_id", [1]), ["row 4", "'request_id'"]),
+  ("id_half", "log", put(3, "request_id", "\ud800"),
+   ["row 4", "'request_id'", "half a character"]),
   ("id_bool", "log", put(3, "request_id", True), ["row 4", "'request_id'"]),
   ("time_null", "log", put(1, "timestamp", None), ["row 2", "'timestamp'"]),
-  ("time_text", "log", put(1, "timestamp", "noon"), ["row 2", "'noon'"]),
+  ("time_text", "log", put(1, "timestamp", "noon"),
+   ["row 2", "'noon'", "convert it"]),
   ("time_past", "log", put(1, "timestamp", -5), ["row 2", "-5"]),
   ("time_part", "log", put(1, "timestamp", 1.5), ["row 2", "1.5"]),
   ("time_nan", "log", put(1, "timestamp", float("nan")), ["row 2", "nan"]),
@@ -274,11 +279,17 @@ MISTAKES = [
   ("float_id", "log", entry(11, "shown", 0, 4.5), ["row 12", "4.5"]),
   ("null_candidate", "log", entry(9, "candidates", 1, None), ["row 10"]),
   ("empty_candidate", "log", entry(9, "candidates", 1, ""), ["row 10"]),
-  ("nested_candidate", "log", entry(9, "candidates", 1, ["i1"]), ["row 10"]),
+  ("nested_candidate", "log", entry(9, "candidates", 1, ["i1"]),
+   ["row 10", "entry ['i1'] is not an id"]),
+  ("huge_candidate", "log", entry(9, "candidates", 1, 2**64),
+   ["row 10", "entry 18446744073709551616 is not an id (64-bit"]),
+  ("half_candidate", "log", entry(9, "candidates", 1, "\udfff"),
+   ["row 10", "'candidates'", r"'\udfff'", "half a character"]),
   ("no_candidate", "log", put(9, "candidates", []),
    ["row 10", "'candidates'", "empty"]),
   ("null_candidates", "log", put(9, "candidates", None), ["row 10"]),
-  ("scalar_candidates", "log", put(9, "candidates", 3), ["row 10", "a list"]),
+  ("scalar_candidates", "log", put(9, "candidates", 3),
+   ["row 10", "a list", "correct it"]),
   ("dict_candidates", "log", put(9, "candidates", {"a": 1}), ["row 10"]),
   ("candidate_twice", "log",
    lambda rows: rows[5]["candidates"].__setitem__(1, rows[5]["candidates"][0]),
@@ -316,6 +327,9 @@ MISTAKES = [
   ("user_null", "log", put(4, "user_age", None), ["row 5", "'user_age'"]),
   ("user_short", "log", put(4, "user_taste", [1.0]), ["row 5", "'user_taste'"]),
   ("user_inf", "log", entry(4, "user_taste", 0, float("inf")), ["row 5"]),
+  ("blank_name", "log",
+   lambda rows: [r.update({" propensity": r.pop("propensity")}) for r in rows],
+   ["' propensity'", "blank"]),
   ("late_field", "log", put(4, "propensty", [1.0]), ["row 5", "'propensty'"]),
   ("one_time", "log", lambda rows: [r.update(timestamp=7) for r in rows],
    ["'timestamp'", "1 different"]),
@@ -327,13 +341,15 @@ MISTAKES = [
   ("item_twice", "items", put(3, "item_id", "i1"), ["row 4", "'i1'", "row 2"]),
   ("item_null", "items", put(3, "item_id", None), ["row 4", "'item_id'"]),
   ("item_float", "items", put(3, "item_id", 1.5), ["row 4", "1.5"]),
-  ("price_text", "items", put(3, "price", "dear"), ["row 4", "'dear'"]),
+  ("price_text", "items", put(3, "price", "dear"),
+   ["row 4", "'dear'", "drop the column"]),
   ("price_nan", "items", put(3, "price", float("nan")), ["row 4", "'price'"]),
   ("price_null", "items", put(3, "price", None), ["row 4", "'price'"]),
   ("price_big", "items", put(3, "price", 1e39), ["row 4", "'price'"]),
   ("emb_short", "items", put(3, "emb", [1.0]), ["row 4", "'emb'"]),
   ("emb_text", "items", put(3, "emb", ["a", 1]), ["row 4", "'a'"]),
   ("category_null", "items", put(3, "category", None), ["row 4"]),
+  ("category_half", "items", put(3, "category", "\ud83d"), ["row 4"]),
   ("category_list", "items", put(3, "category", [1]), ["row 4", "'category'"]),
 ]  # fmt: skip
 
@@ -400,6 +416,7 @@ def test_a_mistake_in_a_parquet(tmp_path, capsys, name):
 
 HEADER = b"request_id,timestamp,history,candidates,scores,shown,click,like\n"
 ROW = b"a,1,i1,i1|i2,1|2,i1,1,0\n"
+LINE = json.dumps(make_rows()[0]).encode() + b"\n"
 # (file name, bytes, what the sentence must hold)
 BROKEN = {
   "nothing.csv": (b"", ["no rows"]),
@@ -407,6 +424,14 @@ BROKEN = {
   "ragged.csv": (HEADER + b"a,1,2\n", ["row 1", "3 fields", "8"]),
   "quote.csv": (HEADER + ROW + b'"a', ["row 2", "csv"]),
   "latin.csv": (HEADER + b"\xff\xfe,1", ["csv", "UTF-8"]),
+  "late.csv": (HEADER + 6 * ROW + ROW.replace(b"a", b"\xe9"),
+               ["row 7", "csv", "byte 0xe9", "encoding"]),
+  "wide.csv": (HEADER.decode().encode("utf-16"), ["wide.csv: no readable csv"]),
+  "tabs.csv": (HEADER.replace(b",", b"\t") + b"a\n",
+               [r"among 'request_id\ttimestamp", "rename"]),
+  "deep.csv": (HEADER + ROW.replace(b"1|2", b"[" * 100_000),
+               ["row 1", "'scores'"]),
+  "LOUD.CSV": (HEADER, ["no rows"]),
   "twice.csv": (b"click," + HEADER + b"1," + ROW, ["'click'", "twice"]),
   "list.csv": (HEADER + ROW.replace(b"1|2", b"[1;2"), ["row 1", "'scores'"]),
   "word.csv": (HEADER + ROW.replace(b"1|2", b"1|b"), ["row 1", "'b'"]),
@@ -417,12 +442,14 @@ BROKEN = {
   "twice.jsonl": (b'{"a": 1, "b": 2, "a": 3}\n', ["row 1", "'a'", "twice"]),
   "array.jsonl": (b"[1]\n", ["row 1", "JSON object"]),
   "bytes.jsonl": (b'{"a": "\xff"}\n', ["JSON", "UTF-8"]),
+  "late.jsonl": (30 * LINE + LINE.replace(b"r0", b"\xe9"),
+                 ["row 31", "JSON", "byte 0xe9", "encoding"]),
   "deep.jsonl": (b"[" * 100_000, ["row 1", "JSON"]),
   "nothing.parquet": (b"", ["parquet"]),
   "text.parquet": (b"PAR1 but not really PAR1", ["parquet"]),
   "log.xlsx": (b"x", ["unknown kind", ".parquet, .csv or .jsonl"]),
   "log": (b"x", ["unknown kind"]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("which", ["impressions", "items"])
@@ -431,9 +458,12 @@ def test_a_broken_file(tmp_path, capsys, files, name, which):
   content, texts = BROKEN[name]
   if which == "items" and name in (
     "quote.csv",
+    "late.csv",
+    "deep.csv",
     "list.csv",
     "word.csv",
     "hole.csv",
+    "late.jsonl",
   ):
     texts = ["'item_id'"]
   (tmp_path / name).write_bytes(content)
@@ -455,6 +485,74 @@ def test_a_truncated_parquet_and_one_with_damaged_pages(
     )
 
 
+def broken_text(values: list[bytes]) -> pa.Array:
+  """Text that no writer has checked."""
+  _, offsets, data = pa.array(values).buffers()
+  return pa.StringArray.from_buffers(len(values), offsets, data)
+
+
+LATIN = [b"caf\xe9" if k == 3 else b"i1" for k in range(40)]
+# (which file, column, values, what the sentence must hold)
+COLUMNS = [
+  ("items", "created", pa.array([10**18 + 1] * 12, pa.timestamp("ns")),
+   ["'created'", "timestamp[ns]", "not a number", "drop it"]),
+  ("items", "created", pa.array([10**12] * 12, pa.timestamp("s")),
+   ["'created'", "timestamp"]),
+  ("items", "created", pa.array([1] * 12, pa.timestamp("s", "Mars/Phobos")),
+   ["'created'", "Mars/Phobos"]),
+  ("items", "created", pa.array([10**7] * 12, pa.int32()).cast(pa.date32()),
+   ["'created'", "date32"]),
+  ("items", "created", pa.array([2**62] * 12, pa.duration("s")),
+   ["'created'", "duration"]),
+  ("items", "created", pa.array([[1]] * 12, pa.list_(pa.time64("ns"))),
+   ["'created'", "time64[ns]"]),
+  ("log", "request_id", pa.array(range(1, 41), pa.timestamp("ns")),
+   ["'request_id'", "timestamp[ns]", "convert it"]),
+  ("items", "item_id", broken_text(LATIN[:12]), ["row 4", "'item_id'"]),
+  ("items", "category", broken_text(LATIN[:12]), ["row 4", "not UTF-8"]),
+  ("log", "shown",
+   pa.ListArray.from_arrays(pa.array(range(41), pa.int32()),
+                            broken_text(LATIN)), ["row 4", "'shown'"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("which,name,column,texts", COLUMNS)
+def test_a_parquet_column_that_python_cannot_hold(
+  tmp_path, capsys, which, name, column, texts
+):
+  paths = {}
+  for kind, rows in (("log", make_rows()), ("items", make_items())):
+    table = pa.Table.from_pylist(rows)
+    if kind == which:
+      keep = [old for old in table.column_names if old != name]
+      table = table.select(keep).append_column(name, column)
+    paths[kind] = str(tmp_path / f"{kind}.parquet")
+    pq.write_table(table, paths[kind])
+  refused(
+    tmp_path,
+    capsys,
+    [f"{which}.parquet", *texts],
+    impressions=paths["log"],
+    items=paths["items"],
+  )
+
+
+def test_lists_stay_as_long_from_batch_to_batch(
+  tmp_path, capsys, files, monkeypatch
+):
+  monkeypatch.setattr(tables, "_ROWS", 4)
+  for which, make, names in (
+    ("impressions", make_rows, ("user_taste", "user_b")),
+    ("items", make_items, ("emb", "b")),
+  ):
+    rows = make()
+    for number, row in enumerate(rows):  # Together they stay as wide.
+      row |= dict(zip(names, ([1, 2], [1, 2, 3])[:: -1 if number > 7 else 1]))
+    path = save(tmp_path / f"swap_{which}.jsonl", rows)
+    texts = ["row 9", f"'{names[0]}'", "3 values", "above have 2", "give as"]
+    refused(tmp_path, capsys, texts, **files | {which: path})
+
+
 FLAGS = [
   ({"impressions": "absent.csv"}, ["absent.csv", "no such file"]),
   ({"items": "absent.parquet"}, ["absent.parquet", "no such file"]),
@@ -462,11 +560,13 @@ FLAGS = [
   ({"signals": ["click", "click"]}, ["--signals"]),
   ({"signals": ["click", ""]}, ["--signals"]),
   ({"signals": ["click", "scores"]}, ["--signals=scores"]),
-  ({"signals": ["click", "buy"]}, ["'buy'"]),
+  ({"signals": ["click", "buy"]}, ["'buy'", "no such signal among 'request"]),
   ({"weights": ["1"]}, ["--weights", "one for each"]),
   ({"weights": ["1", "x"]}, ["--weights=1,x"]),
   ({"weights": ["1", "nan"]}, ["--weights", "finite"]),
   ({"slate_size": -1}, ["--slate_size=-1"]),
+  ({"slate_size": 7}, ["--slate_size=7", "at most 6 candidates", "lower it"]),
+  ({"slate_size": 10**30}, ["--slate_size=1000", "at most 6 candidates"]),
   ({"slate_size": 2}, ["row 3", "'shown'", "--slate_size=2"]),
   ({"history_size": 0}, ["--history_size=0"]),
   ({"argv": ("import_logs", "stray")}, ["'stray'"]),
@@ -478,25 +578,63 @@ def test_a_wrong_flag(tmp_path, capsys, files, values, texts):
   refused(tmp_path, capsys, texts, **files | values)
 
 
+def test_paths_that_lead_nowhere(tmp_path, capsys, files):
+  (tmp_path / "folder.csv").mkdir()
+  for name in ("loop", "loop.csv"):
+    (tmp_path / name).symlink_to(tmp_path / name)
+  for flag, path, text in (
+    ("impressions", tmp_path / "folder.csv", "no regular file"),
+    ("impressions", tmp_path / "loop.csv", "no such file"),
+    ("items", tmp_path / "loop.csv", "no such file"),
+    ("out", tmp_path / "loop", "loop is no folder"),
+    ("out", tmp_path / "loop" / "out", "loop is no folder"),
+    ("out", tmp_path / "log.jsonl" / "a" / "b", "log.jsonl is no folder"),
+    ("out", "/", "mount point"),
+  ):
+    refused(tmp_path, capsys, [str(path), text], **files | {flag: str(path)})
+
+
+def test_a_full_disk(tmp_path, capsys, files):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+  try:
+    refused(tmp_path, capsys, [str(tmp_path), "free space"], **files)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_out_is_never_overwritten_by_accident(tmp_path, capsys, files):
   out = tmp_path / "out"
   out.mkdir()
   (out / "precious").write_text("mine")
   refused(tmp_path, capsys, ["not empty", "--overwrite"], **files)
+  again = files | {"overwrite": True}
+  refused(tmp_path, capsys, ["holds precious", "no earlier import"], **again)
+  manifest = out / "manifest.json"
+  fields = dict.fromkeys(("format", "signals", "weights", "rows", "sha256"), 1)
+  bundle = {"name": "bundle", "sha256": {"precious": "1"}}
+  for content in ([], fields, bundle):
+    manifest.write_text(json.dumps(content))
+    refused(tmp_path, capsys, ["no earlier import"], **again)
   refused(
-    tmp_path, capsys, ["no earlier import"], **files | {"overwrite": True}
-  )
-  refused(
-    tmp_path, capsys, ["is a file"], **files | {"out": str(out / "precious")}
+    tmp_path, capsys, ["is no folder"], **files | {"out": str(out / "precious")}
   )
   refused(tmp_path, capsys, ["holds"], **files | {"out": str(tmp_path)})
   assert (out / "precious").read_text() == "mine"
 
 
-def test_overwrite_replaces_an_earlier_import(tmp_path, files):
+def test_overwrite_replaces_an_earlier_import(tmp_path, capsys, files):
   run(tmp_path, **files)
+  capsys.readouterr()
   rows = make_rows()[:30]
   again = files | {"impressions": save(tmp_path / "b.jsonl", rows)}
+  foreign = tmp_path / "out" / "items" / "thesis"
+  foreign.mkdir()
+  refused(tmp_path, capsys, ["holds items/thesis"], **again, overwrite=True)
+  foreign.rmdir()
+  foreign.write_text("years")
+  refused(tmp_path, capsys, ["holds items/thesis"], **again, overwrite=True)
+  foreign.unlink()
   run(tmp_path, **again, overwrite=True)
   total = sum(t.size for t in imported(tmp_path).timestamps.values())
   assert total == 30

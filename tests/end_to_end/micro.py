@@ -51,7 +51,7 @@ KINDS = {
   # Mining, in many shards.
   "mine": TINY
   | {
-    "protocol": "recovery",  # Asks for no other evaluator.
+    "protocol": "oracle",  # Asks for no other evaluator.
     "stages": ("tokenizer", "lookahead", "mine"),
     "mine.requests": 1000,
     "mine.shards": 25,

@@ -30,7 +30,8 @@ def test_an_import_needs_no_tensorflow_and_says_what_it_made(tmp_path):
   items = [{"item_id": k, "price": k} for k in range(4)]
   rows = [
     {"request_id": k, "timestamp": k, "history": [], "candidates": [0, 1, 2, 3],
-     "scores": [1, 2, 3, 4], "shown": [2, 0], "click": [1, 0]}
+     "scores": [1, 2, 3, 4], "shown": [2, 0], "click": [1, 0],
+     "café": 1}
     for k in range(10)
   ]  # fmt: skip
   for name, table in (("items", items), ("log", rows)):
@@ -48,11 +49,16 @@ def test_an_import_needs_no_tensorflow_and_says_what_it_made(tmp_path):
     capture_output=True,
     text=True,
     cwd=ROOT,
-    env={"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+    env={
+      "PYTHONPATH": str(tmp_path),
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONIOENCODING": "ascii",
+    },
     timeout=120,
   )
   assert done.returncode == 0, done.stderr
   assert "10 impressions (train 8, valid 1, test 1) of 4 items" in done.stdout
+  assert r"columns not used: caf\xe9." in done.stdout
   assert (tmp_path / "out" / "manifest.json").is_file()
   again = command(*flags)
   assert again.returncode == 2

@@ -61,6 +61,10 @@ MISTAKES = (
       ("tokenizer.codes", "1"),
       ("tokenizer.iterations", "0"),
       ("policy.dim", "0"),
+      ("policy.dim", "1"),
+      ("policy.dim", str(10**12)),
+      ("world.num_items", str(10**30)),
+      ("seed", str(2**63)),
       ("policy.dim", "63"),
       ("policy.layers", "-2"),
       ("policy.heads", "0"),
@@ -146,6 +150,20 @@ MISTAKES = (
     ("/nonexistent",),
   ),
   ((MAIN, "--num_processes=2"), ("coordinator",)),
+  *(
+    (
+      (MAIN, f"--coordinator={at}", "--num_processes=1", "--process_id=0"),
+      (at, "port"),
+    )
+    for at in ("localhost:abc", "localhost:99999", "no host:1234")
+  ),
+  ((MAIN, "--config.rl.grup=8"), ("rl.grup=8", "did you mean", "group")),
+  ((MAIN, "--config.rl.learning-rate=8"), ("rl.learning-rate=8",)),
+  ((MAIN, "--config.rl=abc"), ("--config.rl=abc", "FIELD=VALUE")),
+  ((MAIN, "--config.name=optimum"), ("config.name='optimum'", "another")),
+  ((MAIN, "--config.protocol=recovery"), ("'recovery'", "real data")),
+  ((MAIN, "--artifacts=README.md/x"), ("--artifacts=README.md/x", "folder")),
+  ((MAIN, f"--artifacts={'x' * 300}"), ("--artifacts=xxx", "folder")),
 )
 
 
@@ -189,7 +207,7 @@ def test_every_mistake_is_one_sentence_and_leaves_nothing(tmp_path):
 
 TINY = (
   MAIN,
-  "--config.protocol=recovery",
+  "--config.protocol=oracle",
   "--config.stages=('tokenizer',)",
   "--config.quick_compile=True",
   "--config.world.num_items=60",
@@ -236,3 +254,25 @@ def test_a_workdir_that_is_a_file(tmp_path):
     assert code == 2 and "Traceback" not in text, text[-2000:]
     assert str(tmp_path / "file") in _complaint(text)
   assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_config_file_that_cannot_be_read_is_named(tmp_path):
+  """Whatever it does: it is the user's own code."""
+  files = {
+    "import sys\ndef get_config(): sys.exit(0)": "SystemExit",
+    "def get_config(): return 1 / 0": "division by zero",
+    "def get_config(): return {'seed': 1}": "gives dict",
+    "import nosuchpackage": "nosuchpackage",
+    "from ml_collections import ConfigDict\n"
+    "def get_config(): return ConfigDict({'sft': 3})": "config.sft=3",
+  }
+  cases = []
+  for number, text in enumerate(files):
+    path = tmp_path / f"config{number}.py"
+    path.write_text(text)
+    cases.append([f"--config={path}", f"--workdir={tmp_path / 'work'}"])
+  codes, texts = _run(cases, tmp_path)
+  assert codes == [2] * len(files)
+  for text, words in zip(texts, files.values(), strict=True):
+    assert "Traceback" not in text and words in _complaint(text), text
+  assert not (tmp_path / "work").exists()

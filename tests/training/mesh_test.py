@@ -59,9 +59,9 @@ def test_half_given_flags_are_refused(flags):
 def test_what_the_environment_says(monkeypatch):
   calls = []
   monkeypatch.setattr(jax.distributed, "initialize", lambda *a: calls.append(a))
-  mesh.initialize_distributed("host:1", 2, 1)
+  mesh.initialize_distributed("localhost:1", 2, 1)
   mesh.initialize_distributed()
-  assert calls == [("host:1", 2, 1), ()]
+  assert calls == [("localhost:1", 2, 1), ()]
   # One Slurm task must keep all its GPUs.
   monkeypatch.setenv("SLURM_NTASKS", "1")
   mesh.initialize_distributed()
