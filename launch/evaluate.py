@@ -1,6 +1,5 @@
 """Judges a finished run again: python -m launch.evaluate --workdir=DIR."""
 
-import json
 import pathlib
 
 from absl import app, flags, logging
@@ -29,9 +28,9 @@ def main(argv: list[str]) -> None:
   config = tasks.finished(workdir)
   if config.quick_compile:  # So that the figures are the run's, to the bit.
     devices.quick_compile()
-  old = json.loads((workdir / report.REPORT).read_text(encoding="utf-8"))
+  command = tasks.command(workdir)
   setting = tasks.reload(config, pathlib.Path(_ARTIFACTS.value or workdir))
-  rows = tasks.of(config).evaluate(setting, workdir, old["command"])
+  rows = tasks.of(config).evaluate(setting, workdir, command)
   print(report.table(rows))
 
 

@@ -36,6 +36,7 @@ from rerank_rl.decoding import sample
 from rerank_rl.models.policy import Policy
 from rerank_rl.tokenizer import semantic_ids
 from rerank_rl.tokenizer.residual_kmeans import Codebook
+from rerank_rl.training.checkpoint import check_object, read_object
 from rerank_rl.types import Array, Catalogue, Request
 
 MANIFEST = "manifest.json"
@@ -102,11 +103,17 @@ def check_absent(out: str | os.PathLike) -> None:
   """Refuses to write over something.
 
   Raises:
-    ValueError: `out` is a file or a folder that is not empty.
+    ValueError: `out` is a file, a link or a folder that is not empty, or
+      something above it is no folder.
   """
   out = pathlib.Path(out)
-  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+  empty = out.is_dir() and not any(out.iterdir())
+  # A folder cannot be moved onto a link.
+  if out.is_symlink() or (out.exists() and not empty):
     raise ValueError(f"{out} is not an empty folder; give another --out.")
+  above = next(p for p in out.absolute().parents if os.path.lexists(p))
+  if not above.is_dir():
+    raise ValueError(f"{above} is not a folder; give another --out.")
 
 
 def save(
@@ -188,7 +195,8 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     The manifest.
 
   Raises:
-    ValueError: a file is missing or damaged, or the slates differ.
+    ValueError: a file is missing or damaged, jax here cannot read the
+      program, or the slates differ.
   """
   folder = pathlib.Path(path)
   manifest = _manifest(folder)
@@ -200,8 +208,8 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
         f"{folder / name} is damaged (it does not match the sha256 in "
         f"{MANIFEST}); export the run again."
       )
-  here = _versions()
-  for package, version in manifest["versions"].items():
+  here, versions = _versions(), manifest["versions"]
+  for package, version in versions.items():
     if here.get(package) != version:
       logging.warning(
         "The bundle was made with %s %s; here is %s.",
@@ -213,7 +221,17 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     _load_tree(folder / name, manifest["arrays"][name])
     for name in (_ARRAYS, _GOLDEN)
   )
-  program = export.deserialize(bytearray((folder / _PROGRAM).read_bytes()))
+  blob = (folder / _PROGRAM).read_bytes()
+  try:
+    program = export.deserialize(bytearray(blob))
+  # The bytes are what was exported: another jax reads them as it may, and
+  # fails as flatbuffers does, in a dozen ways.
+  except Exception as error:
+    raise ValueError(
+      f"{folder / _PROGRAM}, made with jax {versions.get('jax')}, cannot be "
+      f"read by jax {here['jax']}; install that version or export the run "
+      "again here."
+    ) from error
   out = jax.jit(program.call)(
     arrays["params"], arrays["catalogue"], golden["request"]
   )
@@ -221,7 +239,7 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     raise ValueError(
       f"{folder / _PROGRAM} on {jax.default_backend()} does not give the "
       f"slates in {_GOLDEN}, made on {manifest['golden_platform']} with jax "
-      f"{manifest['versions']['jax']}; export the run again here."
+      f"{versions.get('jax')}; export the run again here."
     )
   return manifest
 
@@ -330,15 +348,20 @@ def _manifest(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / MANIFEST
   if not path.is_file():
     raise ValueError(f"{path} is missing: {folder} is not an exported bundle.")
-  manifest = {}
-  try:
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    intact = manifest.pop("checksum") == fingerprint(manifest)
-  except (ValueError, KeyError, AttributeError, TypeError):
-    intact = False
-  if not intact:
+  remedy = "export the run again"
+  manifest = read_object(
+    path,
+    remedy,
+    checksum=str,
+    golden_platform=str,
+    versions=dict,
+    arrays=dict,
+    sha256=dict,
+  )
+  if manifest.pop("checksum") != fingerprint(manifest):
     raise ValueError(
-      f"{path} is damaged (it does not match its own checksum); export the "
-      "run again."
+      f"{path} is damaged (it does not match its own checksum); {remedy}."
     )
+  arrays = dict.fromkeys((_ARRAYS, _GOLDEN), dict)
+  check_object(manifest["arrays"], path, remedy, **arrays)
   return manifest

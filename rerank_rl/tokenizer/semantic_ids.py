@@ -19,6 +19,7 @@ the SIDs so far in `taken`, and
     semantic_ids.save("tokenizer.npz", codebook, sids)
 """
 
+import contextlib
 import hashlib
 import heapq
 import os
@@ -335,10 +336,11 @@ def load(path: str | os.PathLike) -> tuple[Codebook, np.ndarray]:
 
   Raises:
     OSError: the file is not there or may not be read.
-    ValueError: the file is damaged or something else.
+    ValueError: the file is damaged or something else, such as a folder.
   """
   arrays: dict[str, np.ndarray] = {}
-  with open(path, "rb") as stream:
+  intact = False
+  with contextlib.suppress(IsADirectoryError), open(path, "rb") as stream:
     try:
       with np.load(stream, allow_pickle=False) as file:
         arrays = {name: file[name] for name in ("centroids", "sids")}

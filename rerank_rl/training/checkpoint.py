@@ -4,7 +4,8 @@ A checkpoint holds a pytree and the loop's own bookkeeping, the position in
 the data included: together or not at all. An artifact is a folder whose
 meta.json names its arrays, so that replacing meta.json, which is atomic,
 replaces the artifact. Both carry a checksum of every array, since a flipped
-bit in a weight is otherwise read without complaint.
+bit in a weight is otherwise read without complaint. Whatever JSON a run left
+is read by `read_object`, which names what is damaged and what to do.
 """
 
 import json
@@ -22,6 +23,58 @@ from orbax.checkpoint import v1 as ocp
 from rerank_rl import config as config_lib
 
 _META = "meta.json"
+
+
+def read_object(
+  path: pathlib.Path, remedy: str, **fields: type
+) -> dict[str, Any]:
+  """The JSON object in a file.
+
+  Args:
+    path: the file.
+    remedy: what to do about a damaged one.
+    **fields: the types of those that it must have.
+
+  Raises:
+    FileNotFoundError: it is not there.
+    ConfigError: it is damaged.
+  """
+  try:
+    text = path.read_bytes()
+  except FileNotFoundError:
+    raise
+  except OSError as error:
+    raise _damaged(path, str(error.strerror), remedy) from error
+  return parse_object(text, path, remedy, **fields)
+
+
+def parse_object(
+  text: str | bytes, name: Any, remedy: str, **fields: type
+) -> dict[str, Any]:
+  """As `read_object`, of the text of what is called `name`."""
+  try:
+    value = json.loads(text)
+  # RecursionError: nested too deeply.
+  except (ValueError, RecursionError) as error:
+    raise _damaged(name, "it is no JSON in UTF-8", remedy) from error
+  return check_object(value, name, remedy, **fields)
+
+
+def check_object(
+  value: Any, name: Any, remedy: str, **fields: type
+) -> dict[str, Any]:
+  """As `read_object`, of what was parsed already."""
+  if not isinstance(value, dict):
+    raise _damaged(name, "it is no JSON object", remedy)
+  for field, kind in fields.items():
+    if not isinstance(value.get(field), kind):
+      reason = f"its {field!r} is missing or of another type"
+      raise _damaged(name, reason, remedy)
+  return value
+
+
+def _damaged(name: Any, reason: str, remedy: str) -> config_lib.ConfigError:
+  return config_lib.ConfigError(f"{name} is damaged ({reason}); {remedy}.")
 
 
 def _checksums(tree: Any) -> list[int]:
@@ -53,8 +106,14 @@ class Checkpoints:
   """
 
   def __init__(self, folder: str | os.PathLike, keep: int = 2):
-    """Opens (and creates) `folder`, which keeps the `keep` latest."""
+    """Opens (and creates) `folder`, which keeps the `keep` latest.
+
+    Raises:
+      ConfigError: it is a file.
+    """
     self._folder = pathlib.Path(folder).absolute()
+    if self._folder.is_file():
+      raise _damaged(self._folder, "it is a file", "remove it to start again")
     # Devices that hold the same array share its writing: to cut up a small one
     # costs each of them more than to write all of it.
     saving = ocp.options.ArrayOptions.Saving(
@@ -137,16 +196,24 @@ class Checkpoints:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       like,
     )
-    progress = self._read(step, {"progress": None})["progress"]
-    if config_lib.fingerprint(progress.get("text")) != progress.get("hash"):
+    at = self._folder / str(step)
+    progress = check_object(
+      self._read(step, "progress", None),
+      at / "progress",
+      self._remedy(step),
+      text=str,
+      hash=str,
+      signature=str,
+      checksums=list,
+    )
+    if config_lib.fingerprint(progress["text"]) != progress["hash"]:
       raise self._damaged(step, "its progress does not match its hash")
     if progress["signature"] != _signature(like):
       raise ValueError(
-        f"{self._folder / str(step)} holds arrays of other names, shapes or "
-        "types than this run's; use another workdir or remove "
-        f"{self._folder}."
+        f"{at} holds arrays of other names, shapes or types than this run's; "
+        f"use another workdir or remove {self._folder}."
       )
-    tree = self._read(step, {"arrays": {"tree": like}})["arrays"]["tree"]
+    tree = self._read(step, "arrays", {"tree": like})["tree"]
     if _checksums(tree) != progress["checksums"]:
       raise self._damaged(step, "its arrays do not match their checksums")
     return tree, json.loads(progress["text"])
@@ -159,38 +226,37 @@ class Checkpoints:
     """Waits and releases the folder."""
     self._checkpointer.close()
 
-  def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+  def _read(self, step: int, part: str, like: Any) -> Any:
     try:
-      return self._checkpointer.load_checkpointables(step, wanted)
+      return self._checkpointer.load_checkpointables(step, {part: like})[part]
     # Files may be missing, cut short or altered anywhere; Orbax and the
-    # libraries below it have an exception for each.
+    # libraries below it have an exception for each, in words of their own.
     except Exception as error:
-      raise self._damaged(step, str(error).split("\n")[0][:200]) from error
+      raise self._damaged(step, f"its {part} cannot be read") from error
 
-  def _damaged(self, step: int, reason: str) -> ValueError:
+  def _damaged(self, step: int, reason: str) -> config_lib.ConfigError:
+    name = f"The checkpoint {self._folder / str(step)}"
+    return _damaged(name, reason, self._remedy(step))
+
+  def _remedy(self, step: int) -> str:
     older = [c.step for c in self._checkpointer.checkpoints if c.step < step]
     after = f"resume from step {max(older)}" if older else "start again"
-    return ValueError(
-      f"The checkpoint {self._folder / str(step)} is damaged ({reason}); "
-      f"remove that folder to {after}."
-    )
+    return f"remove {self._folder / str(step)} to {after}"
 
 
 def _read_index(folder: pathlib.Path) -> dict[str, Any]:
   """What meta.json says; {} without one."""
   try:
-    return json.loads((folder / _META).read_text(encoding="utf-8"))
+    return read_object(
+      folder / _META, _again(folder), meta=dict, arrays=str, checksums=list
+    )
   except FileNotFoundError:
     return {}
-  except (ValueError, OSError) as error:
-    raise _damaged_artifact(folder, str(error)) from error
 
 
-def _damaged_artifact(folder: pathlib.Path, reason: str) -> ValueError:
-  return ValueError(
-    f"The artifact {folder} is damaged ({reason}); remove that folder and run "
-    "the stage again."
-  )
+def _again(folder: pathlib.Path) -> str:
+  """The remedy for a damaged artifact."""
+  return f"remove {folder} and run the stage again"
 
 
 def save_artifact(
@@ -244,8 +310,8 @@ def load_artifact(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
   index = _read_index(folder)
   if not index:
     raise ValueError(f"{folder} holds no artifact; run its stage first.")
+  arrays = folder / index["arrays"]
   try:
-    arrays = folder / index["arrays"]
     like = jax.tree.map(
       lambda x: np.empty(x.shape, x.dtype), ocp.metadata(arrays).metadata
     )
@@ -253,13 +319,30 @@ def load_artifact(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     intact = _checksums(tree) == index["checksums"]
   # As in Checkpoints._read: damage has many names.
   except Exception as error:
-    raise _damaged_artifact(folder, str(error).split("\n")[0][:200]) from error
+    raise _damaged(arrays, "it cannot be read", _again(folder)) from error
   if not intact:
-    raise _damaged_artifact(folder, "its arrays do not match their checksums")
+    reason = "it does not match its checksums"
+    raise _damaged(arrays, reason, _again(folder))
   return tree, index["meta"]
 
 
+def check_meta(
+  path: str | os.PathLike, meta: dict[str, Any], **fields: type
+) -> None:
+  """Checks that `meta`, of the artifact at `path`, has these fields.
+
+  Raises:
+    ConfigError: it has not.
+  """
+  folder = pathlib.Path(path).absolute()
+  check_object(meta, folder / _META, _again(folder), **fields)
+
+
 def artifact_ready(path: str | os.PathLike, fingerprint: str) -> bool:
-  """Whether `path` holds an artifact made under this fingerprint."""
+  """Whether `path` holds an artifact made under this fingerprint.
+
+  Raises:
+    ConfigError: it holds one whose meta.json is damaged.
+  """
   meta = _read_index(pathlib.Path(path).absolute()).get("meta", {})
   return meta.get("fingerprint") == fingerprint

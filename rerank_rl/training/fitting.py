@@ -9,7 +9,7 @@ import jax
 from rerank_rl.config import TrainConfig
 from rerank_rl.data import pipeline
 from rerank_rl.training import loop
-from rerank_rl.training.checkpoint import load_artifact
+from rerank_rl.training.checkpoint import check_meta, load_artifact
 from rerank_rl.training.setting import AnyRun, Run, keep, ready
 from rerank_rl.training.state import TrainState
 
@@ -73,11 +73,16 @@ def run(
 
   Returns:
     The setting with `params[name]`.
+
+  Raises:
+    ConfigError: the artifact is damaged.
   """
   setting = setting.identified(stage, *parts)
   if not ready(setting, stage):
     fit(setting)
-  params, meta = load_artifact(setting.folder(stage))
+  folder = setting.folder(stage)
+  params, meta = load_artifact(folder)
+  check_meta(folder, meta, history=list)
   return dataclasses.replace(
     setting,
     params={**setting.params, name: params},

@@ -16,6 +16,11 @@ from typing import Any
 from absl import logging
 import jax
 
+from rerank_rl.config import ConfigError
+from rerank_rl.training.checkpoint import parse_object
+
+_REMEDY = "remove that row, whose figures are lost, and run again"
+
 
 def reduce(metrics: Mapping[str, Any]) -> dict[str, float | None]:
   """Means of metrics: sum / count; waits for the device.
@@ -34,7 +39,11 @@ def reduce(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 class Writer:
-  """Writes figures to a folder; on processes other than 0 it does nothing."""
+  """Writes figures to a folder; on processes other than 0 it does nothing.
+
+  Raises:
+    ConfigError: a folder is where its file goes.
+  """
 
   def __init__(self, folder: str | os.PathLike):
     self._folder = pathlib.Path(folder)
@@ -43,23 +52,32 @@ class Writer:
     self._lines = None
     if jax.process_index() == 0:
       self._folder.mkdir(parents=True, exist_ok=True)
-      self._lines = open(self._folder / "metrics.jsonl", "a+", encoding="utf-8")
+      path = self._folder / "metrics.jsonl"
+      if path.is_dir():
+        raise ConfigError(f"{path} is a folder; remove it and run again.")
+      self._lines = open(path, "ab+")
 
   def resume(self, step: int) -> None:
     """Drops every line after `step`, and one that a kill left half-written.
 
     Args:
       step: the restored step; -1 drops everything.
+
+    Raises:
+      ConfigError: a line up to `step` is none that `write` wrote.
     """
     if self._lines is None:
       return
     self._purge = step + 1
     self._lines.seek(0)
     kept = 0
-    for line in self._lines:
-      if not line.endswith("\n") or json.loads(line)["step"] > step:
+    for row, line in enumerate(self._lines, 1):
+      if not line.endswith(b"\n"):
         break
-      kept += len(line.encode())
+      name = f"{self._lines.name}, row {row},"
+      if parse_object(line, name, _REMEDY, step=int)["step"] > step:
+        break
+      kept += len(line)
     self._lines.truncate(kept)
     self._lines.seek(0, os.SEEK_END)
 
@@ -80,7 +98,7 @@ class Writer:
       for name, value in values.items()
     }
     line = {"step": step, "split": split, **plain}
-    self._lines.write(json.dumps(line) + "\n")
+    self._lines.write((json.dumps(line) + "\n").encode())
     if self._board is None:
       # Here, since it imports torch where that is installed: seconds.
       from tensorboardX import SummaryWriter

@@ -1,7 +1,6 @@
 """Which pipeline serves a protocol: slates, sessions, or the next item."""
 
 import dataclasses
-import json
 import pathlib
 from types import MappingProxyType, ModuleType
 
@@ -12,6 +11,7 @@ from rerank_rl.training import (
   pipeline,
   session_pipeline,
 )
+from rerank_rl.training.checkpoint import read_object
 from rerank_rl.training.setting import Run
 
 # Each offers check, begin, learn, evaluate and run.
@@ -21,6 +21,11 @@ TASKS = MappingProxyType(
     next_item_pipeline.PROTOCOL: next_item_pipeline,
     session_pipeline.PROTOCOL: session_pipeline,
   }
+)
+
+_REMEDY = (
+  "remove it and give the run's launch.train command again, which writes it "
+  "anew from the stages' artifacts"
 )
 
 
@@ -38,15 +43,23 @@ def finished(workdir: pathlib.Path) -> Config:
   """The configuration of a finished run.
 
   Raises:
-    ConfigError: it is not finished.
+    ConfigError: it is not finished, or what it left is damaged.
   """
   for name in ("config.json", report.REPORT):
     if not (workdir / name).exists():
       raise ConfigError(
         f"{workdir / name} is missing; finish the run with launch.train first."
       )
-  text = (workdir / "config.json").read_text(encoding="utf-8")
-  return freeze(json.loads(text))
+  return freeze(read_object(workdir / "config.json", _REMEDY))
+
+
+def command(workdir: pathlib.Path) -> str:
+  """The command line of a finished run.
+
+  Raises:
+    ConfigError: its report is damaged.
+  """
+  return read_object(workdir / report.REPORT, _REMEDY, command=str)["command"]
 
 
 def reload(config: Config, artifacts: pathlib.Path) -> Run:

@@ -169,6 +169,59 @@ def test_what_checksums_miss_is_found_and_versions_are_a_warning(
   assert [x[1:3] for x in said] == [("jax", "0.0.1")]
 
 
+@pytest.mark.parametrize("field", ["sha256", "arrays", "versions"])
+def test_a_manifest_of_something_else_is_named(tmp_path, field):
+  fields = {"sha256": {}, "arrays": {}, "versions": {}, "golden_platform": ""}
+  path = tmp_path / "manifest.json"
+  path.write_text(json.dumps({**fields, "checksum": ""}))
+  _forge(tmp_path, **{field: None})
+  words = (
+    rf"{path} is damaged \(its '{field}' is missing .*export the run again"
+  )
+  with pytest.raises(ValueError, match=words):
+    bundle.verify(tmp_path)
+  path.write_text("[" * 100_000)
+  with pytest.raises(ValueError, match=rf"{path} is damaged .*run again"):
+    bundle.verify(tmp_path)
+
+
+@pytest.mark.parametrize("blob", [b"made by another jax", b""])
+def test_a_program_that_jax_cannot_read_is_named(copy, blob):
+  path = copy / "rerank.stablehlo"
+  path.write_bytes(blob)
+  manifest = json.loads((copy / "manifest.json").read_text())
+  _forge(
+    copy,
+    sha256=manifest["sha256"] | {path.name: bundle._digest(path)},
+    versions=manifest["versions"] | {"jax": "0.0.1"},
+  )
+  words = rf"{path}, made with jax 0.0.1, cannot be read by jax .*export"
+  with pytest.raises(ValueError, match=words):
+    bundle.verify(copy)
+
+
+def test_an_out_that_cannot_be_made_is_refused_at_once(tmp_path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "loop").symlink_to("loop")
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "link").symlink_to("empty")
+  for out, words in [
+    ("file/bundle", "file is not a folder"),
+    ("file/deep/bundle", "file is not a folder"),
+    ("loop/bundle", "loop is not a folder"),
+    ("loop", "loop is not an empty folder"),
+    ("link", "link is not an empty folder"),
+  ]:
+    with pytest.raises(ValueError, match=f"/{words}; give another --out"):
+      bundle.check_absent(tmp_path / out)
+  bundle.check_absent(tmp_path / "link" / "deep" / "bundle")
+
+
+def test_a_folder_in_place_of_the_tokenizer_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r"not an intact tokenizer.*remove it"):
+    semantic_ids.load(tmp_path)
+
+
 def test_what_is_there_stays(copy, params):
   before = {p: p.stat().st_mtime_ns for p in copy.rglob("*")}
   with pytest.raises(ValueError, match="not an empty folder"):

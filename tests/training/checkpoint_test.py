@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+import types
 
 import chex
 import jax
@@ -7,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerank_rl.training import checkpoint, mesh
+from rerank_rl.config import ConfigError
+from rerank_rl.training import checkpoint, fitting, mesh
 from tests.training import toy
 
 
@@ -109,6 +112,30 @@ def test_damage_is_named_or_harmless(tmp_path, how):
   assert found >= (len(paths) // 3)
 
 
+def test_damaged_progress_is_named(tmp_path):
+  like = {"x": place(jnp.arange(2.0))}
+  with checkpoint.Checkpoints(tmp_path) as saved:
+    for step in (1, 2):
+      saved.save(step, like, {})
+  path = tmp_path / "2" / "progress" / "data.json"
+  whole = json.loads(path.read_text())
+  parts = [{**whole, name: None} for name in whole]
+  with checkpoint.Checkpoints(tmp_path) as saved:
+    for content in ["", "[]", "null", "5", *map(json.dumps, parts)]:
+      path.write_text(content)
+      with pytest.raises(ConfigError, match=r"/2.* is damaged") as raised:
+        saved.restore(like)
+      text = str(raised.value)
+      assert text.endswith(f"; remove {tmp_path / '2'} to resume from step 1.")
+      assert "orbax" not in text and "progress" in text
+
+
+def test_a_file_in_place_of_the_checkpoints_is_named(tmp_path):
+  (tmp_path / "checkpoints").write_text("")
+  with pytest.raises(ConfigError, match=r"checkpoints is damaged .*remove it"):
+    checkpoint.Checkpoints(tmp_path / "checkpoints")
+
+
 def test_a_flipped_bit_in_weights_is_seen(tmp_path):
   base = tree()
   sums = checkpoint._checksums(base)
@@ -193,16 +220,61 @@ def test_artifact_replaces_itself_or_stays(tmp_path, monkeypatch):
 
 def test_artifact_damage_is_named(tmp_path):
   checkpoint.save_artifact(tmp_path / "a", ARTIFACT, {"fingerprint": "1"})
-  index = tmp_path / "a" / "meta.json"
-  text = index.read_text()
-  index.write_text(text[:20])
-  with pytest.raises(ValueError, match=r"/a is damaged .*run the stage again"):
-    checkpoint.load_artifact(tmp_path / "a")
-  index.write_text(text)
   for file in (tmp_path / "a" / "arrays-1").rglob("*"):
     if file.is_file() and file.parent.name == "d":
       file.unlink()
-  with pytest.raises(ValueError, match=r"/a is damaged .*run the stage again"):
+  with pytest.raises(ConfigError, match=r"/a/arrays-1 is damaged") as raised:
     checkpoint.load_artifact(tmp_path / "a")
+  remedy = f"; remove {tmp_path / 'a'} and run the stage again."
+  assert str(raised.value).endswith(remedy)
   with pytest.raises(ValueError, match="holds no artifact; run its stage"):
     checkpoint.load_artifact(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("", "it is no JSON in UTF-8"),
+    ("garbage", "it is no JSON in UTF-8"),
+    ("[" * 9_999, "it is no JSON in UTF-8"),
+    ("[]", "it is no JSON object"),
+    ("null", "it is no JSON object"),
+    ("5", "it is no JSON object"),
+    ('{"meta": []}', "its 'meta' is missing or of another type"),
+    ('{"meta": null}', "its 'meta' is missing or of another type"),
+    ('{"meta": {}, "arrays": 7}', "its 'arrays' is missing or of another type"),
+    (
+      '{"meta": {}, "arrays": "a"}',
+      "its 'checksums' is missing or of another type",
+    ),
+  ],
+)
+def test_a_damaged_index_is_named(tmp_path, text, reason):
+  path = tmp_path / "meta.json"
+  path.write_text(text)
+  words = f"{path} is damaged ({reason}); remove {tmp_path} and run the stage"
+  with pytest.raises(ConfigError, match=re.escape(words)):
+    checkpoint.artifact_ready(tmp_path, "x")
+  with pytest.raises(ConfigError, match=re.escape(words)):
+    checkpoint.load_artifact(tmp_path)
+
+
+def test_what_is_no_file_or_folder_is_named(tmp_path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "folder" / "meta.json").mkdir(parents=True)
+  with pytest.raises(ConfigError, match=r"\(Not a directory\); remove .*file "):
+    checkpoint.artifact_ready(tmp_path / "file", "x")
+  with pytest.raises(
+    ConfigError, match=r"\(Is a directory\); remove .*folder "
+  ):
+    checkpoint.artifact_ready(tmp_path / "folder", "x")
+
+
+def test_an_artifact_without_its_history_is_named(tmp_path, monkeypatch):
+  setting = types.SimpleNamespace(folder=lambda stage: tmp_path)
+  setting.identified = lambda stage: setting
+  monkeypatch.setattr(fitting, "ready", lambda setting, stage: True)
+  monkeypatch.setattr(fitting, "load_artifact", lambda folder: ({}, {"n": 1}))
+  words = f"{tmp_path}/meta.json is damaged (its 'history' is missing"
+  with pytest.raises(ConfigError, match=re.escape(words)):
+    fitting.run(setting, "rl", "policy", None)

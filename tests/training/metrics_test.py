@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rerank_rl.config import ConfigError
 from rerank_rl.training import metrics
 
 
@@ -47,6 +48,42 @@ def test_half_a_line_is_dropped(tmp_path):
   writer.write(4, "train", {"loss": 0.0})
   writer.close()
   assert steps(tmp_path) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    b"garbage",
+    b"",
+    b"\xff",
+    b"[]",
+    b"5",
+    b"{}",
+    b'{"step": null}',
+    b"[" * 9999,
+  ],
+)
+def test_a_row_that_cannot_be_read_is_named_and_nothing_is_lost(tmp_path, row):
+  path = tmp_path / "metrics.jsonl"
+  good = b'{"step": 0}\n'
+  path.write_bytes(good + row + b"\n" + good)
+  writer = metrics.Writer(tmp_path)
+  with pytest.raises(ConfigError, match=r"jsonl, row 2, is damaged .*remove"):
+    writer.resume(0)
+  writer.close()
+  assert path.read_bytes() == good + row + b"\n" + good
+  # Cut off by a kill it is dropped, whatever it holds.
+  path.write_bytes(good + row)
+  writer = metrics.Writer(tmp_path)
+  writer.resume(0)
+  writer.close()
+  assert path.read_bytes() == good
+
+
+def test_a_folder_in_place_of_the_figures_is_named(tmp_path):
+  (tmp_path / "metrics.jsonl").mkdir()
+  with pytest.raises(ConfigError, match=r"metrics.jsonl is a folder; remove"):
+    metrics.Writer(tmp_path)
 
 
 def test_what_is_no_number_is_null(tmp_path):

@@ -86,6 +86,20 @@ def test_a_finished_run_is_found_or_named_and_never_learnt_again(
   assert not list(tmp_path.iterdir())
   with pytest.raises(ConfigError, match=r"config.json is missing; finish"):
     tasks.finished(tmp_path)
+  (tmp_path / "config.json").mkdir()
+  (tmp_path / report.REPORT).mkdir()
+  for path, read, lacking in [
+    (tmp_path / "config.json", tasks.finished, []),
+    (tmp_path / report.REPORT, tasks.command, ["{}", '{"command": 5}']),
+  ]:
+    words = rf"{path} is damaged .*; remove it and give .* launch.train"
+    with pytest.raises(ConfigError, match=words):
+      read(tmp_path)
+    path.rmdir()
+    for text in ["", "[]", "null", "5", "[" * 100_000, "\xff", *lacking]:
+      path.write_text(text, encoding="latin-1")
+      with pytest.raises(ConfigError, match=words):
+        read(tmp_path)
 
 
 def test_kl_is_to_the_policys_own_average(done):

@@ -17,7 +17,7 @@ from rerank_rl.rl import values
 from rerank_rl.simulation.reward import Reward
 from rerank_rl.training import fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.checkpoint import load_artifact
+from rerank_rl.training.checkpoint import check_meta, load_artifact
 from rerank_rl.training.setting import CHUNK, Setting, by_chunks, ready, valuer
 from rerank_rl.training.stages import rl
 
@@ -95,6 +95,7 @@ def run(setting: Setting) -> Setting:
   if not ready(setting, STAGE):
     _fit(setting)
   params, meta = load_artifact(setting.folder(STAGE))
+  check_meta(setting.folder(STAGE), meta, history=list)
   history = {**setting.history, STAGE: meta["history"]}
   return dataclasses.replace(setting, critic=params, history=history)
 
