@@ -40,7 +40,7 @@ def test_bootstrapping_at_terminals_instead_is_myopic(tmp_path, monkeypatch):
   right = values.across_slates
   wrong = lambda reward, left, *rest: right(reward, ~left, *rest)
   monkeypatch.setattr(values, "across_slates", wrong)
-  fewer = FEW | {"rl_train.steps": 300, "rl_train.eval_every": 300}
+  fewer = FEW | {"rl_train.steps": 200, "rl_train.eval_every": 200}
   found = _shares(_config("trust", fewer), tmp_path)
   assert found["greedy"] <= found["myopic"] + 0.05
 
