@@ -5,10 +5,10 @@ import sys
 
 from absl import flags, logging
 
-# What jax says of a user's machine, in errors without a type of their own.
+# What jax and the disk say of a user's machine, and what to do about it.
 _MACHINE = (
-  ("Unable to initialize backend", "choose another JAX_PLATFORMS, or none"),
   ("RESOURCE_EXHAUSTED", "use a smaller batch_size, group or policy.dim"),
+  ("No space left on device", "free some, then give the same command again"),
 )
 # What ml_collections says of a flag that is no --config.FIELD=VALUE.
 _UNREADABLE = re.compile("malformed node|Could not parse|not a valid index")
@@ -26,16 +26,16 @@ def run(app, main) -> None:
   def guarded(argv):
     try:
       main(argv)
-    except (ValueError, OSError) as error:
-      logging.debug("traceback", exc_info=True)
-      _leave(str(error))
     except MemoryError as error:
       _leave(f"out of memory ({error}); ask for less, or use another machine.")
-    except RuntimeError as error:
+    except (ValueError, OSError, RuntimeError) as error:
+      logging.debug("traceback", exc_info=True)
       for words, remedy in _MACHINE:
         if words in str(error):
           _leave(f"{str(error).strip().splitlines()[0]}; {remedy}.")
-      raise
+      if isinstance(error, RuntimeError):  # No user's mistake.
+        raise
+      _leave(str(error))
 
   # Orbax narrates every save; its warnings are enough.
   logging.get_absl_handler().addFilter(

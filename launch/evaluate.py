@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
   config = tasks.finished(workdir)
   if config.quick_compile:  # So that the figures are the run's, to the bit.
     devices.quick_compile()
+  devices.check()
   command = tasks.command(workdir)
   setting = tasks.reload(config, pathlib.Path(_ARTIFACTS.value or workdir))
   rows = tasks.of(config).evaluate(setting, workdir, command)

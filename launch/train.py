@@ -47,6 +47,7 @@ def main(argv: list[str]) -> None:
   mesh.initialize_distributed(
     _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   )
+  devices.check()
   workdir = _folder("workdir", _WORKDIR.value)
   artifacts = _ARTIFACTS.value
   rows = tasks.of(config).run(

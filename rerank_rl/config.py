@@ -380,7 +380,7 @@ def check_bounds(config: Any, at: str) -> None:
       if not low <= one <= high:
         wanted = [
           "above 0" if low == _TINY else f">= {low}" if low > -_HUGE else "",
-          f"<= {high}" if high < _HUGE else "",
+          f"<= {high}" if high < _MOST or high < one < math.inf else "",
           "" if math.isfinite(one) else "finite",
         ]
         raise ConfigError(
