@@ -37,9 +37,10 @@ def run(app, main) -> None:
         raise
       _leave(str(error))
 
-  # Orbax narrates every save; its warnings are enough.
+  # They narrate every save, file and missing TPU; their warnings are enough.
+  narrators = re.compile("orbax|tensorflow_datasets|xla_bridge")
   logging.get_absl_handler().addFilter(
-    lambda record: record.levelno > 20 or "orbax" not in record.pathname
+    lambda record: record.levelno > 20 or not narrators.search(record.pathname)
   )
   app.run(guarded, flags_parser=_parse)
 
@@ -49,6 +50,8 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
   except (Exception, SystemExit) as error:
+    if any(flag.lstrip("-").startswith("help") for flag in argv):
+      raise
     _leave(_reason(error, argv))
   if flags.FLAGS.help:
     print(flags.FLAGS.main_module_help())

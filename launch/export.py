@@ -3,11 +3,14 @@
 With --verify and no --workdir it checks a bundle that is there.
 """
 
+import pathlib
+
 from absl import app, flags, logging
 
-from launch import errors
+from launch import devices, errors
 from rerank_rl import config as config_lib
 from rerank_rl.export import bundle, run
+from rerank_rl.training import tasks
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the finished run.")
 _ARTIFACTS = flags.DEFINE_string(
@@ -31,6 +34,8 @@ def main(argv: list[str]) -> None:
       "--out."
     )
   if workdir:
+    if tasks.finished(pathlib.Path(workdir)).quick_compile:
+      devices.quick_compile()
     run.export_run(workdir, _ARTIFACTS.value or workdir, out)
   if _VERIFY.value:
     bundle.verify(out)

@@ -53,11 +53,18 @@ _PACKAGES = (
 _README = """\
 # {name}
 
-Greedy reranking: `rerank.call(params, catalogue, request)["slate"]` is
+Greedy reranking: `rerank(params, catalogue, request)["slate"]`, as below, is
 i32[b, {slots}], positions in `request["candidates"]`, best first, -1 behind the
-last. `request` holds the arrays that `manifest.json` lists under "request";
-b is any batch size. `history` and `candidates` are catalogue rows
-(`item_ids.npy` gives each row's identifier), -1 where there is none.
+last. `request` holds the arrays that `manifest.json` lists under "request", of
+just these widths; b is any batch size.
+
+- `history`: catalogue rows (`item_ids.npy` gives each row's identifier), oldest
+  first, filled up with -1 in front.
+- `candidates`: catalogue rows, filled up with -1 behind.
+- `scores`: the upstream ranker's, as they are, 0 where there is no candidate.
+- `user`: the user's features, in the order and on the scale of the training
+  data's columns.
+- `size`: how many items to show, at most {slots}.
 
 It needs jax, numpy and flatbuffers; run this in this folder:
 

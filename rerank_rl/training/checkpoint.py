@@ -116,10 +116,8 @@ class Checkpoints:
       raise _damaged(self._folder, "it is a file", "remove it to start again")
     # Devices that hold the same array share its writing: to cut up a small one
     # costs each of them more than to write all of it.
-    saving = ocp.options.ArrayOptions.Saving(
-      min_slice_bytes_for_replica_parallel=1 << 20
-    )
-    context = ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="progress")
     context.checkpointables.registry = registry
