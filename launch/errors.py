@@ -1,15 +1,11 @@
 """One clear sentence and a non-zero status for a user's mistakes."""
 
+import errno
 import re
 import sys
 
 from absl import flags, logging
 
-# What jax and the disk say of a user's machine, and what to do about it.
-_MACHINE = (
-  ("RESOURCE_EXHAUSTED", "use a smaller batch_size, group or policy.dim"),
-  ("No space left on device", "free some, then give the same command again"),
-)
 # What ml_collections says of a flag that is no --config.FIELD=VALUE.
 _UNREADABLE = re.compile("malformed node|Could not parse|not a valid index")
 
@@ -28,14 +24,16 @@ def run(app, main) -> None:
       main(argv)
     except MemoryError as error:
       _leave(f"out of memory ({error}); ask for less, or use another machine.")
-    except (ValueError, OSError, RuntimeError) as error:
-      logging.debug("traceback", exc_info=True)
-      for words, remedy in _MACHINE:
-        if words in str(error):
-          _leave(f"{str(error).strip().splitlines()[0]}; {remedy}.")
-      if isinstance(error, RuntimeError):  # No user's mistake.
+    except RuntimeError as error:  # Of jax, which has no type for it.
+      if "RESOURCE_EXHAUSTED" not in str(error):
         raise
-      _leave(str(error))
+      first = str(error).strip().splitlines()[0]
+      _leave(f"{first}; use a smaller batch_size, group or policy.dim.")
+    except (ValueError, OSError) as error:
+      logging.debug("traceback", exc_info=True)
+      full = getattr(error, "errno", None) == errno.ENOSPC
+      hint = "; free some, then give the same command again." if full else ""
+      _leave(f"{error}{hint}")
 
   # They narrate every save, file and missing TPU; their warnings are enough.
   narrators = re.compile("orbax|tensorflow_datasets|xla_bridge")

@@ -34,9 +34,10 @@ def main(argv: list[str]) -> None:
       "--out."
     )
   if workdir:
-    if tasks.finished(pathlib.Path(workdir)).quick_compile:
+    config = tasks.finished(pathlib.Path(workdir))
+    if config.quick_compile:
       devices.quick_compile()
-    run.export_run(workdir, _ARTIFACTS.value or workdir, out)
+    run.export_run(config, _ARTIFACTS.value or workdir, out)
   if _VERIFY.value:
     bundle.verify(out)
   print(f"{out}: intact; it gives its golden output.")

@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from launch import devices, errors
 from rerank_rl import config as config_lib
+from rerank_rl import files
 from rerank_rl.evaluation import report
 from rerank_rl.training import mesh, tasks
 
@@ -67,7 +68,7 @@ def _folder(flag: str, name: str) -> pathlib.Path:
   """
   path = pathlib.Path(name)
   try:
-    there = next(p for p in (path, *path.absolute().parents) if _is(p))
+    there = files.standing(path)
     fit = bool(name) and there.is_dir() and os.access(there, os.W_OK)
   except OSError:  # A name that is too long, for one.
     fit = False
@@ -77,15 +78,6 @@ def _folder(flag: str, name: str) -> pathlib.Path:
       "may write to, and not that of a file."
     )
   return path
-
-
-def _is(path: pathlib.Path) -> bool:
-  """Whether anything has this path, a link to nowhere included."""
-  try:
-    path.lstat()
-  except (FileNotFoundError, NotADirectoryError):
-    return False
-  return True
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLOORS = (
-  ("types", "config"),
+  ("types", "config", "files"),
   ("world",),
   ("data",),
   ("tokenizer",),

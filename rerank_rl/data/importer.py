@@ -17,12 +17,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rerank_rl import files
 from rerank_rl.config import ConfigError
 from rerank_rl.data import builder, imported, items, rows, schema, tables
 from rerank_rl.types import PAD
 
 _BLOCK = 256  # Rows of a record.
-_FIELDS = {"format", "signals", "weights", "rows", "sha256"}  # Of a manifest.
+# Of a manifest.
+_FIELDS = {
+  "format": int,
+  "signals": list,
+  "weights": list,
+  "rows": dict,
+  "sha256": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +149,7 @@ def _check_options(options: ImportOptions) -> None:
 
 def _check_out(options: ImportOptions, out: pathlib.Path) -> None:
   """Refuses to write over anything but an earlier import."""
-  near = next(path for path in (out, *out.parents) if os.path.lexists(path))
+  near = files.standing(out)
   if not near.is_dir():
     raise ConfigError(
       f"--out={options.out}: {near} is no folder; choose another path."
@@ -174,12 +182,8 @@ def _check_out(options: ImportOptions, out: pathlib.Path) -> None:
 def _written(out: pathlib.Path) -> set[str]:
   """Paths in `out` that an earlier import made; none without its manifest."""
   try:
-    manifest = json.loads((out / imported.MANIFEST).read_text())
-  except (OSError, ValueError, RecursionError):
-    return set()
-  if not isinstance(manifest, dict) or not manifest.keys() >= _FIELDS:
-    return set()
-  if not isinstance(manifest["sha256"], dict):
+    manifest = files.read_object(out / imported.MANIFEST, "", **_FIELDS)
+  except (FileNotFoundError, ConfigError):
     return set()
   paths = [pathlib.PurePosixPath(name) for name in manifest["sha256"]]
   folders = {str(folder) for path in paths for folder in path.parents}
@@ -355,7 +359,7 @@ def _write_manifest(
   options: ImportOptions,
   counts: dict[str, int],
 ) -> None:
-  files = sorted(path for path in draft.rglob("*") if path.is_file())
+  paths = sorted(path for path in draft.rglob("*") if path.is_file())
   manifest = {
     "format": imported.FORMAT,
     "signals": list(options.signals),
@@ -363,7 +367,7 @@ def _write_manifest(
     "rows": counts,
     "sha256": {
       path.relative_to(draft).as_posix(): imported.digest(path)
-      for path in files
+      for path in paths
     },
   }
   text = json.dumps(manifest, indent=2) + "\n"

@@ -33,10 +33,10 @@ from orbax.checkpoint import v1 as ocp
 
 from rerank_rl.config import Config, fingerprint
 from rerank_rl.decoding import sample
+from rerank_rl.files import check_object, read_object, standing
 from rerank_rl.models.policy import Policy
 from rerank_rl.tokenizer import semantic_ids
 from rerank_rl.tokenizer.residual_kmeans import Codebook
-from rerank_rl.training.checkpoint import check_object, read_object
 from rerank_rl.types import Array, Catalogue, Request
 
 MANIFEST = "manifest.json"
@@ -118,7 +118,7 @@ def check_absent(out: str | os.PathLike) -> None:
   # A folder cannot be moved onto a link.
   if out.is_symlink() or (out.exists() and not empty):
     raise ValueError(f"{out} is not an empty folder; give another --out.")
-  above = next(p for p in out.absolute().parents if os.path.lexists(p))
+  above = standing(out.absolute().parent)
   if not above.is_dir():
     raise ValueError(f"{above} is not a folder; give another --out.")
 

@@ -16,14 +16,14 @@ _REQUESTS = 8  # Of the golden input.
 
 
 def export_run(
-  workdir: str | os.PathLike,
+  config: Config,
   artifacts: str | os.PathLike,
   out: str | os.PathLike,
 ) -> dict[str, Any]:
   """Exports the policy that a finished run's last stage left.
 
   Args:
-    workdir: the run's folder.
+    config: the finished run's, see `tasks.finished`.
     artifacts: where its stages' artifacts are.
     out: the bundle; absent or empty.
 
@@ -31,11 +31,10 @@ def export_run(
     The manifest.
 
   Raises:
-    ValueError: `out` is taken, the run is not finished, has no policy, or its
-      artifacts are elsewhere: exporting must not train it again.
+    ValueError: `out` is taken, the run has no policy, or its artifacts are
+      elsewhere: exporting must not train it again.
   """
   bundle.check_absent(out)
-  config = tasks.finished(pathlib.Path(workdir))
   system = exported(config)
   setting = cast(Setting, tasks.reload(config, pathlib.Path(artifacts)))
   fitted = setting.folder("tokenizer") / "tokenizer.npz"

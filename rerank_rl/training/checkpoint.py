@@ -4,8 +4,7 @@ A checkpoint holds a pytree and the loop's own bookkeeping, the position in
 the data included: together or not at all. An artifact is a folder whose
 meta.json names its arrays, so that replacing meta.json, which is atomic,
 replaces the artifact. Both carry a checksum of every array, since a flipped
-bit in a weight is otherwise read without complaint. Whatever JSON a run left
-is read by `read_object`, which names what is damaged and what to do.
+bit in a weight is otherwise read without complaint.
 """
 
 import json
@@ -21,60 +20,9 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from rerank_rl import config as config_lib
+from rerank_rl import files
 
 _META = "meta.json"
-
-
-def read_object(
-  path: pathlib.Path, remedy: str, **fields: type
-) -> dict[str, Any]:
-  """The JSON object in a file.
-
-  Args:
-    path: the file.
-    remedy: what to do about a damaged one.
-    **fields: the types of those that it must have.
-
-  Raises:
-    FileNotFoundError: it is not there.
-    ConfigError: it is damaged.
-  """
-  try:
-    text = path.read_bytes()
-  except FileNotFoundError:
-    raise
-  except OSError as error:
-    raise _damaged(path, str(error.strerror), remedy) from error
-  return parse_object(text, path, remedy, **fields)
-
-
-def parse_object(
-  text: str | bytes, name: Any, remedy: str, **fields: type
-) -> dict[str, Any]:
-  """As `read_object`, of the text of what is called `name`."""
-  try:
-    value = json.loads(text)
-  # RecursionError: nested too deeply.
-  except (ValueError, RecursionError) as error:
-    raise _damaged(name, "it is no JSON in UTF-8", remedy) from error
-  return check_object(value, name, remedy, **fields)
-
-
-def check_object(
-  value: Any, name: Any, remedy: str, **fields: type
-) -> dict[str, Any]:
-  """As `read_object`, of what was parsed already."""
-  if not isinstance(value, dict):
-    raise _damaged(name, "it is no JSON object", remedy)
-  for field, kind in fields.items():
-    if not isinstance(value.get(field), kind):
-      reason = f"its {field!r} is missing or of another type"
-      raise _damaged(name, reason, remedy)
-  return value
-
-
-def _damaged(name: Any, reason: str, remedy: str) -> config_lib.ConfigError:
-  return config_lib.ConfigError(f"{name} is damaged ({reason}); {remedy}.")
 
 
 def _checksums(tree: Any) -> list[int]:
@@ -113,7 +61,9 @@ class Checkpoints:
     """
     self._folder = pathlib.Path(folder).absolute()
     if self._folder.is_file():
-      raise _damaged(self._folder, "it is a file", "remove it to start again")
+      raise files.damaged(
+        self._folder, "it is a file", "remove it to start again"
+      )
     # Devices that hold the same array share its writing: to cut up a small one
     # costs each of them more than to write all of it.
     context = ocp.Context()
@@ -195,7 +145,7 @@ class Checkpoints:
       like,
     )
     at = self._folder / str(step)
-    progress = check_object(
+    progress = files.check_object(
       self._read(step, "progress", None),
       at / "progress",
       self._remedy(step),
@@ -234,7 +184,7 @@ class Checkpoints:
 
   def _damaged(self, step: int, reason: str) -> config_lib.ConfigError:
     name = f"The checkpoint {self._folder / str(step)}"
-    return _damaged(name, reason, self._remedy(step))
+    return files.damaged(name, reason, self._remedy(step))
 
   def _remedy(self, step: int) -> str:
     older = [c.step for c in self._checkpointer.checkpoints if c.step < step]
@@ -245,7 +195,7 @@ class Checkpoints:
 def _read_index(folder: pathlib.Path) -> dict[str, Any]:
   """What meta.json says; {} without one."""
   try:
-    return read_object(
+    return files.read_object(
       folder / _META, _again(folder), meta=dict, arrays=str, checksums=list
     )
   except FileNotFoundError:
@@ -317,10 +267,10 @@ def load_artifact(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     intact = _checksums(tree) == index["checksums"]
   # As in Checkpoints._read: damage has many names.
   except Exception as error:
-    raise _damaged(arrays, "it cannot be read", _again(folder)) from error
+    raise files.damaged(arrays, "it cannot be read", _again(folder)) from error
   if not intact:
     reason = "it does not match its checksums"
-    raise _damaged(arrays, reason, _again(folder))
+    raise files.damaged(arrays, reason, _again(folder))
   return tree, index["meta"]
 
 
@@ -333,7 +283,7 @@ def check_meta(
     ConfigError: it has not.
   """
   folder = pathlib.Path(path).absolute()
-  check_object(meta, folder / _META, _again(folder), **fields)
+  files.check_object(meta, folder / _META, _again(folder), **fields)
 
 
 def artifact_ready(path: str | os.PathLike, fingerprint: str) -> bool:

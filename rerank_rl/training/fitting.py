@@ -80,14 +80,22 @@ def run(
   setting = setting.identified(stage, *parts)
   if not ready(setting, stage):
     fit(setting)
+  params, history = kept(setting, stage)
+  return dataclasses.replace(
+    setting, params={**setting.params, name: params}, history=history
+  )
+
+
+def kept(setting: Run, stage: str) -> tuple[Any, dict[str, list]]:
+  """What `fit` kept of a stage, and all stages' history with its own.
+
+  Raises:
+    ConfigError: the artifact is damaged.
+  """
   folder = setting.folder(stage)
   params, meta = load_artifact(folder)
   check_meta(folder, meta, history=list)
-  return dataclasses.replace(
-    setting,
-    params={**setting.params, name: params},
-    history={**setting.history, stage: meta["history"]},
-  )
+  return params, {**setting.history, stage: meta["history"]}
 
 
 def local_batches(setting: Run, batch_size: int, stage: str, rows: Any = None):

@@ -17,7 +17,7 @@ from absl import logging
 import jax
 
 from rerank_rl.config import ConfigError
-from rerank_rl.training.checkpoint import parse_object
+from rerank_rl.files import parse_object
 
 _REMEDY = "remove that row, whose figures are lost, and run again"
 

@@ -168,7 +168,7 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   """
   check(config)
   setting = settings.start(config, root, mesh)
-  check_weights(config, setting.dataset)
+  check_weights(setting)
   if rl.STAGE in config.stages:
     rl.check_depth(config.rl, setting.policy)
   splits = dict(setting.dataset.splits)
@@ -179,13 +179,14 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   return dataclasses.replace(setting, dataset=dataset)
 
 
-def check_weights(config: Config, dataset: Any) -> None:
+def check_weights(setting: settings.Run) -> None:
   """Raises ConfigError: weights that do not fit the data's signals."""
-  weights = config.data.weights or dataset.weights
-  if len(weights) != len(dataset.signals):
+  dataset = setting.dataset
+  if len(setting.weights) != len(dataset.signals):
     raise ConfigError(
-      f"config.data.weights={weights} should give one weight for each signal "
-      f"of {dataset.name}: {', '.join(dataset.signals) or 'it has none'}."
+      f"config.data.weights={setting.weights} should give one weight for each "
+      f"signal of {dataset.name}: "
+      f"{', '.join(dataset.signals) or 'it has none'}."
     )
 
 

@@ -90,7 +90,7 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:
   """
   check(config)
   setting = session_setting.start(config, root, mesh)
-  pipeline.check_weights(config, setting.dataset)
+  pipeline.check_weights(setting)
   return setting
 
 

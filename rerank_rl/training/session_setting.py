@@ -90,7 +90,7 @@ def _responding(setting: SessionRun, name: str) -> learnt.Learnt:
     ranker=_ranker(setting, name),
     topics=None if data.topics is None else jnp.asarray(data.topics),
     config=setting.config.session,
-    weights=setting.config.data.weights or data.weights,
+    weights=setting.weights,
   )
 
 

@@ -68,6 +68,11 @@ class Run:
   history: Mapping[str, list] = dataclasses.field(default_factory=dict)
   timing: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+  @property
+  def weights(self) -> tuple[float, ...]:
+    """Each signal's part in a slate's utility, of data that have signals."""
+    return self.config.data.weights or self.dataset.weights
+
   def key(self, name: str) -> jax.Array:
     """A stage's own PRNG key."""
     number = zlib.crc32(name.encode()) & 0x7FFFFFFF
@@ -121,11 +126,6 @@ class Setting(Run):
   def policy(self) -> Policy:
     """The configured policy."""
     return make_policy(self.config.policy, self.sizes)
-
-  @property
-  def weights(self) -> tuple[float, ...]:
-    """Each signal's part in a slate's utility."""
-    return self.config.data.weights or self.dataset.weights
 
   def reward(self, name: str) -> rewards.Reward:
     """The reward function called `name` in `config.rl.reward`."""

@@ -6,12 +6,12 @@ from types import MappingProxyType, ModuleType
 
 from rerank_rl.config import Config, ConfigError, check_choice, freeze
 from rerank_rl.evaluation import report
+from rerank_rl.files import read_object
 from rerank_rl.training import (
   next_item_pipeline,
   pipeline,
   session_pipeline,
 )
-from rerank_rl.training.checkpoint import read_object
 from rerank_rl.training.setting import Run
 
 # Each offers check, begin, learn, evaluate and run.

@@ -17,7 +17,6 @@ from rerank_rl.rl import values
 from rerank_rl.simulation.reward import Reward
 from rerank_rl.training import fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.checkpoint import check_meta, load_artifact
 from rerank_rl.training.setting import CHUNK, Setting, by_chunks, ready, valuer
 from rerank_rl.training.stages import rl
 
@@ -94,9 +93,7 @@ def run(setting: Setting) -> Setting:
   )
   if not ready(setting, STAGE):
     _fit(setting)
-  params, meta = load_artifact(setting.folder(STAGE))
-  check_meta(setting.folder(STAGE), meta, history=list)
-  history = {**setting.history, STAGE: meta["history"]}
+  params, history = fitting.kept(setting, STAGE)
   return dataclasses.replace(setting, critic=params, history=history)
 
 
