@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import pathlib
 
 from absl import flags
 import jax
 
 from rerank_rl import config as config_lib
+from rerank_rl.files import read_object
 from rerank_rl.training import pipeline, session_pipeline
 from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.training.setting import Setting
@@ -85,7 +85,7 @@ def _read(workdir: str | None) -> config_lib.Config:
     raise config_lib.ConfigError(
       f"{workdir} has no config.json; name a finished run."
     )
-  return config_lib.freeze(json.loads(path.read_text(encoding="utf-8")))
+  return config_lib.freeze(read_object(path, "make the run anew"))
 
 
 def _config(workdir: str | None, world: bool = True) -> config_lib.Config:

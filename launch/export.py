@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
     config = tasks.finished(pathlib.Path(workdir))
     if config.quick_compile:
       devices.quick_compile()
+    devices.check()
     run.export_run(config, _ARTIFACTS.value or workdir, out)
   if _VERIFY.value:
     bundle.verify(out)

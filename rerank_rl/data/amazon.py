@@ -4,7 +4,6 @@ J. McAuley et al., "Image-based Recommendations on Styles and Substitutes",
 SIGIR 2015; the 5-core of 2014.
 """
 
-import json
 import pathlib
 import re
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from rerank_rl.config import Config, ConfigError
 from rerank_rl.data import public, sequences
+from rerank_rl.files import parse_object
 
 _TOKEN = re.compile(r"<([a-z])_(\d+)>")
 
@@ -65,10 +65,7 @@ def _events(path: pathlib.Path) -> sequences.Events:
 
 def _sids(path: pathlib.Path) -> np.ndarray:
   """i32[M, L] as published; rows may repeat."""
-  try:
-    table = json.loads(_text(path))
-  except json.JSONDecodeError as error:
-    raise ConfigError(f"{path} is no JSON; get the file again.") from error
+  table = parse_object(_text(path), path, "get the file again")
   rows = []
   for key in map(str, range(len(table))):
     found = [_TOKEN.fullmatch(token) for token in table.get(key, ())]

@@ -1,7 +1,6 @@
 """Reads back what the importer wrote, and notices damage."""
 
 import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -9,11 +8,24 @@ import numpy as np
 
 from rerank_rl.config import Config, ConfigError
 from rerank_rl.data import builder, pointwise, public, schema
+from rerank_rl.files import read_object
 from rerank_rl.types import PAD, Impression, Request
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # Of the folder; raised when older ones can no longer be read.
+_FIELDS = {
+  "format": int,
+  "signals": list,
+  "weights": list,
+  "rows": dict,
+  "sha256": dict,
+}
 _MOST_ROWS = 100_000  # For the item factors.
+
+
+def read_manifest(folder: pathlib.Path, remedy: str) -> dict[str, Any]:
+  """What an import says of itself; raises as `read_object` does."""
+  return read_object(folder / MANIFEST, remedy, **_FIELDS)
 
 
 def digest(path: pathlib.Path) -> str:
@@ -78,21 +90,18 @@ def _verified(name: str, folder: pathlib.Path) -> dict[str, Any]:
       "config.data.path is empty; give the folder that launch/import_logs.py "
       "made."
     )
-  try:
-    manifest = json.loads((folder / MANIFEST).read_text())
-    digests, version = manifest["sha256"], manifest["format"]
-  except OSError as error:
+  if not (folder / MANIFEST).exists():
     raise ConfigError(
       f"config.data.path={name} holds no {MANIFEST}; give the folder that "
       "launch/import_logs.py made."
-    ) from error
-  except (ValueError, KeyError, TypeError) as error:
-    raise ConfigError(f"{folder / MANIFEST} is damaged; {again}.") from error
+    )
+  manifest = read_manifest(folder, again)
+  version = manifest["format"]
   if version != FORMAT:
     raise ConfigError(
       f"{folder / MANIFEST} has format {version}, not {FORMAT}; {again}."
     )
-  for file, wanted in digests.items():
+  for file, wanted in manifest["sha256"].items():
     if not (folder / file).is_file():
       raise ConfigError(f"{folder / file} is missing; {again}.")
     if digest(folder / file) != wanted:

@@ -23,14 +23,6 @@ from rerank_rl.data import builder, imported, items, rows, schema, tables
 from rerank_rl.types import PAD
 
 _BLOCK = 256  # Rows of a record.
-# Of a manifest.
-_FIELDS = {
-  "format": int,
-  "signals": list,
-  "weights": list,
-  "rows": dict,
-  "sha256": dict,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +174,7 @@ def _check_out(options: ImportOptions, out: pathlib.Path) -> None:
 def _written(out: pathlib.Path) -> set[str]:
   """Paths in `out` that an earlier import made; none without its manifest."""
   try:
-    manifest = files.read_object(out / imported.MANIFEST, "", **_FIELDS)
+    manifest = imported.read_manifest(out, "")
   except (FileNotFoundError, ConfigError):
     return set()
   paths = [pathlib.PurePosixPath(name) for name in manifest["sha256"]]
