@@ -224,6 +224,13 @@ class _Fit:
 
   def result(self) -> FitResult:
     """The stage's result."""
+    progress = self.progress
+    # The first evaluation is of what the stage began with.
+    if 0 < progress.stale == len(progress.history) - 1:
+      logging.warning(
+        "%s: no step was better on validation than its start, which is kept.",
+        self.title,
+      )
     best = self.state.ema if self.best is None else self.best
     return FitResult(best, self.state, self.progress.history)
 

@@ -1,11 +1,7 @@
-"""A run of seconds, as a process of its own: one, or one of several.
-
-python -m tests.end_to_end.micro ROOT KIND [PORT PROCESSES PROCESS]
-"""
+"""A run of seconds, as a process of its own: one, or one of several."""
 
 import dataclasses
 import pathlib
-import sys
 
 from absl import logging
 import jax
@@ -66,7 +62,11 @@ def config(kind: str):
 
 
 def main(argv: list[str]) -> None:
-  """Runs the stages; "whole" also writes the report."""
+  """Runs the stages; "whole" also writes the report.
+
+  Args:
+    argv: ROOT KIND [PORT PROCESSES PROCESS].
+  """
   root, kind, *cluster = argv
   if kind == "mine":  # Says what it has mined.
     logging.set_verbosity(logging.INFO)
@@ -84,7 +84,3 @@ def main(argv: list[str]) -> None:
     pathlib.Path(root),
     "micro",
   )
-
-
-if __name__ == "__main__":
-  main(sys.argv[1:])

@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import signal
 import time
 
 import numpy as np
@@ -17,7 +16,7 @@ SHARDS = micro.KINDS["mine"]["mine.shards"]
 
 
 def _start(root, *cluster):
-  return programs.start("tests.end_to_end.micro", root, "mine", *cluster)
+  return programs.Program(micro.main, (root, "mine", *cluster), 1)
 
 
 def _shards(root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -52,10 +51,9 @@ def test_killed_halfway_no_shard_is_lost_or_made_twice(calm):
   root = calm / "killed"
   programs.lend(calm / "calm", root, "tokenizer", "lookahead")
   run = _start(root)
-  while len(_shards(root)) < 3 and run.poll() is None:
+  while len(_shards(root)) < 3 and run.alive:
     time.sleep(0.005)
-  run.send_signal(signal.SIGKILL)
-  run.communicate()
+  run.kill()
   before = {
     name: path.stat().st_mtime_ns for name, path in _shards(root).items()
   }

@@ -9,12 +9,11 @@ import pytest
 
 from rerank_rl.training import checkpoint
 from tests import programs
+from tests.end_to_end import micro
 
 
 def _start(root, devices, *cluster):
-  return programs.start(
-    "tests.end_to_end.micro", root, "parity", *cluster, devices=devices
-  )
+  return programs.Program(micro.main, (root, "parity", *cluster), devices)
 
 
 def _params(root, stage):

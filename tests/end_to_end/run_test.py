@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import random
-import signal
-import subprocess
 import time
 
 import numpy as np
@@ -13,10 +11,11 @@ import pytest
 
 from rerank_rl.evaluation import report
 from tests import programs
+from tests.end_to_end import micro
 
 
 def _start(root, *cluster):
-  return programs.start("tests.end_to_end.micro", root, "whole", *cluster)
+  return programs.Program(micro.main, (root, "whole", *cluster), 1)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +69,9 @@ def test_killed_anywhere_the_run_ends_the_same(undisturbed):
   moments = random.Random(0)
   for _ in range(int(os.environ.get("KILLS", "2"))):
     run = _start(root)
-    try:
-      # What the first run compiled the others load, in half the time.
-      run.wait(timeout=moments.uniform(0.1, 0.45) * seconds)
-    except subprocess.TimeoutExpired:
-      run.send_signal(signal.SIGKILL)
-      run.communicate()
+    # What the first run compiled the others load, in half the time.
+    run.wait(moments.uniform(0.02, 0.35) * seconds)
+    run.kill()
   programs.finish(_start(root))
   _same(folder / "calm", root)
 

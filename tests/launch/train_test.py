@@ -1,14 +1,22 @@
 """launch.train: a mistake is one sentence, and leaves nothing behind."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
+from absl import app
 
-ROOT = pathlib.Path(__file__).parents[2]
+from launch import errors
+from tests import programs
+
 MAIN = "--config=configs/glorank_rl.py"
 TIGER = "--config=configs/tiger.py"
+
+# A world that is there at once: some mistakes are seen when it is.
+WORLD = (
+  "--config.quick_compile=True",
+  "--config.world.num_items=60",
+  "--config.world.num_candidates=6",
+  "--config.world.num_train=64",
+  "--config.world.num_valid=8",
+  "--config.world.num_test=8",
+)
 
 # (flags, words of the message); --workdir is added.
 MISTAKES = (
@@ -129,10 +137,11 @@ MISTAKES = (
     ("/nonexistent",),
   ),
   ((MAIN + ":kuairand_pure", "--config.rl.reward=world"), ("reward='world'",)),
-  ((MAIN + ":smoke", "--config.data.weights=(1.0,2.0)"), ("weights",)),
+  ((MAIN, *WORLD, "--config.data.weights=(1.0,2.0)"), ("weights",)),
   (
     (
-      MAIN + ":smoke",
+      MAIN,
+      *WORLD,
       "--config.rl.explore=fixed_tree",
       "--config.rl.credit=sibling",
       "--config.policy.head=pointer",
@@ -167,18 +176,16 @@ MISTAKES = (
 )
 
 
-def _run(cases, folder) -> tuple[list[int], list[str]]:
-  done = subprocess.run(
-    [sys.executable, "-m", "tests.launch.many", str(folder)],
-    input=json.dumps(cases),
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env=dict(os.environ, XLA_FLAGS=""),
-  )
-  assert done.returncode == 0, done.stderr[-2000:]
-  texts = [(folder / f"{i}.txt").read_text() for i in range(len(cases))]
-  return json.loads(done.stdout), texts
+def _train(argv: list[str]) -> None:
+  # Its flags are those of this process alone.
+  from launch import train
+
+  errors.run(app, train.main)  # It reads sys.argv.
+
+
+def _run(*argv: object) -> tuple[int | None, str]:
+  """The status of launch.train, and what it printed."""
+  return programs.Program(_train, argv, 1).end()
 
 
 def _complaint(text: str) -> str:
@@ -188,15 +195,9 @@ def _complaint(text: str) -> str:
 
 
 def test_every_mistake_is_one_sentence_and_leaves_nothing(tmp_path):
-  works = [tmp_path / f"work{i}" for i in range(len(MISTAKES))]
-  cases = [
-    [*flags, f"--workdir={work}"]
-    for (flags, _), work in zip(MISTAKES, works, strict=True)
-  ]
-  codes, texts = _run(cases, tmp_path)
-  for (flags, words), code, text, work in zip(
-    MISTAKES, codes, texts, works, strict=True
-  ):
+  work = tmp_path / "work"
+  for flags, words in MISTAKES:
+    code, text = _run(*flags, f"--workdir={work}")
     assert code == 2, (flags, code, text[-2000:])
     assert "Traceback" not in text, (flags, text)
     line = _complaint(text)
@@ -209,13 +210,8 @@ TINY = (
   MAIN,
   "--config.protocol=oracle",
   "--config.stages=('tokenizer',)",
-  "--config.quick_compile=True",
-  "--config.world.num_items=60",
-  "--config.world.num_candidates=6",
+  *WORLD,
   "--config.world.slate_size=2",
-  "--config.world.num_train=64",
-  "--config.world.num_valid=8",
-  "--config.world.num_test=8",
   "--config.tokenizer.codes=8",
   "--config.tokenizer.iterations=2",
 )
@@ -223,8 +219,8 @@ TINY = (
 
 def test_what_is_damaged_is_named_and_the_remedy_works(tmp_path):
   work = tmp_path / "work"
-  argv = [[*TINY, f"--workdir={work}"]]
-  (code,), (text,) = _run(argv, tmp_path)
+  argv = *TINY, f"--workdir={work}"
+  code, text = _run(*argv)
   assert code == 0, text[-3000:]
   good = (work / "report.json").read_bytes()
   (tokenizer,) = work.glob("tokenizer-*/tokenizer.npz")
@@ -232,25 +228,22 @@ def test_what_is_damaged_is_named_and_the_remedy_works(tmp_path):
   for victim in (tokenizer, bounds):
     data = victim.read_bytes()
     victim.write_bytes(data[: len(data) // 2])
-    (code,), (text,) = _run(argv, tmp_path)
+    code, text = _run(*argv)
     assert code == 2, text[-3000:]
     assert "Traceback" not in text
     line = _complaint(text)
     assert str(victim.parent) in line and "remove" in line, line
     assert (work / "report.json").read_bytes() == good
     victim.unlink()
-  (code,), (text,) = _run(argv, tmp_path)
+  code, text = _run(*argv)
   assert code == 0, text[-3000:]
   assert (work / "report.json").read_bytes() == good
 
 
 def test_a_workdir_that_is_a_file(tmp_path):
   (tmp_path / "file").write_text("mine")
-  cases = [
-    [*TINY, f"--workdir={tmp_path / name}"] for name in ("file", "file/below")
-  ]
-  codes, texts = _run(cases, tmp_path)
-  for code, text in zip(codes, texts, strict=True):
+  for name in ("file", "file/below"):
+    code, text = _run(*TINY, f"--workdir={tmp_path / name}")
     assert code == 2 and "Traceback" not in text, text[-2000:]
     assert str(tmp_path / "file") in _complaint(text)
   assert (tmp_path / "file").read_text() == "mine"
@@ -266,13 +259,10 @@ def test_a_config_file_that_cannot_be_read_is_named(tmp_path):
     "from ml_collections import ConfigDict\n"
     "def get_config(): return ConfigDict({'sft': 3})": "config.sft=3",
   }
-  cases = []
-  for number, text in enumerate(files):
-    path = tmp_path / f"config{number}.py"
-    path.write_text(text)
-    cases.append([f"--config={path}", f"--workdir={tmp_path / 'work'}"])
-  codes, texts = _run(cases, tmp_path)
-  assert codes == [2] * len(files)
-  for text, words in zip(texts, files.values(), strict=True):
-    assert "Traceback" not in text and words in _complaint(text), text
+  path = tmp_path / "config.py"
+  for source, words in files.items():
+    path.write_text(source)
+    code, text = _run(f"--config={path}", f"--workdir={tmp_path / 'work'}")
+    assert code == 2 and "Traceback" not in text, text
+    assert words in _complaint(text), text
   assert not (tmp_path / "work").exists()

@@ -22,6 +22,7 @@ from rerank_rl.training.stages import session as stage
 from tests import toys
 
 SMALL = toys.SESSIONS | {
+  "policy.head": "hpn",  # The least to compile.
   "response.dim": 16,
   "response.max_epochs": 4,
   "response.learning_rate": 1e-2,

@@ -116,7 +116,7 @@ def test_learns_and_selects_the_best(undisturbed):
   assert history[-1] < 0.8 * history[0]
 
 
-def test_selection_and_patience(tmp_path):
+def test_selection_and_patience(tmp_path, caplog):
   # The figure peaks at the third evaluation, then never again.
   figures = iter([0.0, 1.0, 5.0, float("nan"), 5.0, 9.0])
   seen = []
@@ -137,6 +137,19 @@ def test_selection_and_patience(tmp_path):
   assert [h["step"] for h in result.history] == [0, 4, 8, 12, 16]
   chex.assert_trees_all_equal(result.best_params, seen[2])
   chex.assert_trees_all_equal(toy.fit(tmp_path, **again).best_params, seen[2])
+  assert "its start" not in caplog.text
+
+
+def test_who_keeps_what_the_stage_began_with_is_told(tmp_path, caplog):
+  figures = itertools.count(0, -1)
+  result = toy.fit(
+    tmp_path,
+    evaluate=lambda params: {"gain": next(figures)},
+    select=("gain", True),
+  )
+  start = jax.tree.map(np.asarray, toy.init().params)
+  chex.assert_trees_all_equal(result.best_params, start)
+  assert "toy: no step was better" in caplog.text
 
 
 def test_what_knows_nothing_is_not_selected(tmp_path):
@@ -229,9 +242,9 @@ def test_other_configuration_is_refused(undisturbed):
     toy.fit(undisturbed[0], config)
 
 
-def launch(*flags, **kwargs):
+def launch(*flags, devices):
   """Starts the toy as a program."""
-  return programs.start("tests.training.toy", *flags, **kwargs)
+  return programs.Program(toy.main, flags, devices)
 
 
 def test_sigkill_at_any_moment(tmp_path, alone):
@@ -239,14 +252,13 @@ def test_sigkill_at_any_moment(tmp_path, alone):
   for count in range(int(os.environ.get("KILLS", "2"))):
     process = launch(folder, "--pause", 0.02, devices=1)
     seen = lines(folder).count(b"train") if count else 0
-    while process.poll() is None:
+    while process.alive:
       if (folder / "metrics.jsonl").exists():
         if lines(folder).count(b"train") != seen:
           break
       time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.6))
     process.kill()
-    process.communicate()
   programs.finish(launch(folder, devices=1))
   with np.load(folder / "result.npz") as result:
     chex.assert_trees_all_equal(dict(result), alone[1])

@@ -140,14 +140,14 @@ def flat(result):
   return {**out, "history": np.asarray([h["error"] for h in result.history])}
 
 
-def main():
+def main(argv):
   parser = argparse.ArgumentParser()
   parser.add_argument("folder", type=pathlib.Path)
   parser.add_argument("--pause", type=float, default=0.0)
   parser.add_argument("--coordinator", default="")
   parser.add_argument("--process", type=int, default=-1)
   parser.add_argument("--partial", type=pathlib.Path)
-  flags = parser.parse_args()
+  flags = parser.parse_args(argv)
   jax.config.update("jax_enable_x64", True)
   several = bool(flags.coordinator)
   mesh.initialize_distributed(
@@ -159,7 +159,3 @@ def main():
     begin(flags.partial, Batches(16, 0.0, *share, limit=10))
   if jax.process_index() == 0:
     np.savez(flags.folder / "result.npz", **flat(result))
-
-
-if __name__ == "__main__":
-  main()

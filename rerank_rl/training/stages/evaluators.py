@@ -5,7 +5,7 @@ and the judge B is another network than A and S. Each is stopped by the
 log-loss of rows held out of its own third and then calibrated on them.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -173,6 +173,20 @@ def _calibrate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   return scipy.optimize.minimize(loss, prior, jac=True).x
 
 
+def _warn(title: str, signals: Sequence[str], scale: Any) -> None:
+  """Says of which signals a network has learnt nothing that holds."""
+  for signal, factor in zip(signals, scale, strict=True):
+    if factor <= 0:
+      logging.warning(
+        "%s: where it expects more of %r, held-out rows have no more of it "
+        "(scale %.3g); expect nothing of what learns from it, and look at the "
+        "log or give it more rows.",
+        title,
+        signal,
+        factor,
+      )
+
+
 def log_loss(logits: np.ndarray, impressions) -> float:
   """Mean log-loss of a signal at a shown position; logits f32[n, K, S]."""
   shown = impressions.slate >= 0
@@ -257,6 +271,7 @@ def learnt(
         said = predict(model, fitted, setting.catalogue.features, held)
         scale, shift = calibrate(said, held)
         logging.info("%s %s: scale %s, shift %s.", stage, name, scale, shift)
+        _warn(f"{stage} {name}", setting.dataset.signals, scale)
         fitted = ensemble.Fitted(fitted.params, scale, shift)
       tree[name] = {
         "params": fitted.params,
