@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from rerank_rl import files
 from rerank_rl.config import ConfigError
-from rerank_rl.data import builder, imported, items, rows, schema, tables
+from rerank_rl.data import builder, cells, imported, items, rows, schema
 from rerank_rl.types import PAD
 
 _BLOCK = 256  # Rows of a record.
@@ -217,10 +217,8 @@ def _survey(plan: rows.Layout, options: ImportOptions) -> _Survey:
     longest = [int(part.lengths().max()) for part in lists]
     widths.append([batch.user.shape[1], *longest])
   if not times:
-    tables.fail(
-      plan.path, None, None, "the file has no rows; give at least one"
-    )
-  tables.check_unique(plan.path, "request_id", tables.joined(names))
+    cells.fail(plan.path, None, None, "the file has no rows; give at least one")
+  cells.check_unique(plan.path, "request_id", cells.joined(names))
   user, history, candidates, slate = np.max(widths, 0).tolist()
   if options.slate_size > candidates:
     raise ConfigError(
@@ -244,7 +242,7 @@ def _bounds(plan: rows.Layout, times: np.ndarray) -> tuple[int, int]:
   """
   moments = np.unique(times)
   if moments.size < 3:
-    tables.fail(
+    cells.fail(
       plan.path,
       None,
       "timestamp",

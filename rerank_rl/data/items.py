@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pyarrow as pa
 
-from rerank_rl.data import rows, tables
+from rerank_rl.data import cells, rows, tables
 
 
 def read(
@@ -28,16 +28,16 @@ def read(
   names = tables.field_names(path)
   tables.require(path, names, "item_id")
   columns = [n for n in names if n not in ("item_id", "category")]
-  kinds = {"item_id": tables.ID}
+  kinds = {"item_id": cells.ID}
   for name, listed in tables.sample_kinds(path, columns).items():
-    kinds[name] = tables.NUMBERS if listed else tables.NUMBER
+    kinds[name] = cells.NUMBERS if listed else cells.NUMBER
   if "category" in names:
-    kinds["category"] = tables.TEXT
+    kinds["category"] = cells.TEXT
   parts, features, groups, widths = [], [], [], {}
   for number, batch in tables.batches(path, kinds):
 
     def reject(row: int, field: str, text: str, number=number):
-      tables.fail(path, number + int(row), field, text)
+      cells.fail(path, number + int(row), field, text)
 
     count = len(batch["item_id"])
     parts.append(batch["item_id"])
@@ -45,12 +45,12 @@ def read(
     if "category" in kinds:
       groups.append(batch["category"])
   if not parts:
-    tables.fail(path, None, None, "the file has no rows; give at least one")
-  ids = tables.joined(parts)
-  tables.check_unique(path, "item_id", ids)
+    cells.fail(path, None, None, "the file has no rows; give at least one")
+  ids = cells.joined(parts)
+  cells.check_unique(path, "item_id", ids)
   group = np.zeros(len(ids), np.int64)
   if groups:
-    names = np.array(tables.joined(groups).to_pylist())
+    names = np.array(cells.joined(groups).to_pylist())
     _, group = np.unique(names, return_inverse=True)
   values = np.concatenate(features).astype(np.float32)
   return ids, values, group.astype(np.int32)

@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rerank_rl.data import tables
+from rerank_rl.data import cells, tables
 from rerank_rl.types import PAD
 
 REQUIRED = {
-  "request_id": tables.ID,
-  "timestamp": tables.INTEGER,
-  "history": tables.IDS,
-  "candidates": tables.IDS,
-  "scores": tables.NUMBERS,
-  "shown": tables.IDS,
+  "request_id": cells.ID,
+  "timestamp": cells.INTEGER,
+  "history": cells.IDS,
+  "candidates": cells.IDS,
+  "scores": cells.NUMBERS,
+  "shown": cells.IDS,
 }
 _NOT_FEATURES = ("user_id",)
 _LARGEST = float(np.finfo(np.float32).max)
@@ -136,11 +136,11 @@ def layout(
     and name not in (*_NOT_FEATURES, *signals)
   )
   lists = tables.sample_kinds(path, list(user))
-  kinds = dict(REQUIRED) | dict.fromkeys(signals, tables.NUMBERS)
+  kinds = dict(REQUIRED) | dict.fromkeys(signals, cells.NUMBERS)
   if "propensity" in names:
-    kinds["propensity"] = tables.NUMBERS
+    kinds["propensity"] = cells.NUMBERS
   for name in user:
-    kinds[name] = tables.NUMBERS if lists[name] else tables.NUMBER
+    kinds[name] = cells.NUMBERS if lists[name] else cells.NUMBER
   ignored = tuple(name for name in names if name not in kinds)
   return Layout(path, kinds, signals, user, items, ids, slate_size, ignored)
 
@@ -165,7 +165,7 @@ def _check(
   """Every rule of docs/data.md on one batch; `widths` as in `numbers_of`."""
 
   def reject(row: int, field: str, text: str):
-    tables.fail(plan.path, number + int(row), field, text)
+    cells.fail(plan.path, number + int(row), field, text)
 
   time = columns["timestamp"].to_numpy()
   _check_times(time, reject)
