@@ -69,7 +69,7 @@ def load(config: Config) -> Dataset:
       world,
       jax.random.fold_in(key, index),
       count,
-      None if name == "test" else world.warm,
+      warm=name != "test",
     )
     for index, (name, count) in enumerate(zip(SPLITS, counts, strict=True))
   }
@@ -108,7 +108,7 @@ def load_sequences(config: Config) -> sequences.Sequences:
   """
   world = world_of(config)
   key = jax.random.fold_in(jax.random.key(seed_of(config)), len(SPLITS))
-  log = world_lib.impressions(world, key, config.world.num_train, world.warm)
+  log = world_lib.impressions(world, key, config.world.num_train, warm=True)
   met = log.request.history
   earlier = np.tri(met.shape[1], k=-1, dtype=bool)
   new = ~((met[:, :, None] == met[:, None]) & earlier[None]).any(2)

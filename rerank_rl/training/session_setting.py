@@ -8,7 +8,6 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rerank_rl.config import Config
 from rerank_rl.data import sessions, synthetic
@@ -21,6 +20,7 @@ from rerank_rl.simulation import session as simulation
 from rerank_rl.training.setting import Run, by_keyed_chunks, opened
 from rerank_rl.types import Impression
 from rerank_rl.world import trust
+from rerank_rl.world import world as world_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,12 +107,10 @@ LEARNT: Mapping[str, Callable[[SessionRun, str], learnt.Learnt]] = (
 
 
 def _tiring(setting: SessionRun, split: str) -> users.Tiring:
-  """How the world's users behave; but for the test's, who meet warm items."""
+  """How the world's users behave; the test's alone meet cold items."""
   world = synthetic.world_of(setting.config)
-  order = np.asarray(world.shuffle)
-  if split != "test":
-    order = order[np.asarray(world.warm)[order]]
-  return users.Tiring(world, jnp.asarray(order), setting.config.session)
+  items = jnp.asarray(world_lib.stock(world, warm=split != "test"))
+  return users.Tiring(world, items, setting.config.session)
 
 
 def _impatient(setting: SessionRun, split: str) -> simulation.Environment:

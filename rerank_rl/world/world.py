@@ -191,8 +191,26 @@ def relevance(world: World, hidden: Array, items: Array) -> jax.Array:
   return TASTE * taste + world.quality[items] + OFFSET
 
 
+def stock(world: World, warm: bool = False) -> np.ndarray:
+  """The items that may occur, i32[M], in `world.shuffle`'s order.
+
+  Args:
+    world: the truth.
+    warm: whether those held out of training may not. PAD then stands at the
+      end, so that what draws from all is the same program; where the others
+      do not fill a pool they come without, i32[W].
+  """
+  order = np.asarray(world.shuffle)
+  if not warm:
+    return order
+  kept = order[np.asarray(world.warm)[order]]
+  if len(kept) < POOL * world.config.num_candidates:
+    return kept
+  return np.pad(kept, (0, len(order) - len(kept)), constant_values=PAD)
+
+
 def impressions(
-  world: World, key: Array, count: int, warm: Array | None = None
+  world: World, key: Array, count: int, warm: bool = False
 ) -> Impression:
   """A log: requests, Plackett-Luce slates and their clicks.
 
@@ -202,26 +220,15 @@ def impressions(
     world: the truth.
     key: a PRNG key.
     count: rows, >= 1.
-    warm: bool[M], items that may occur; all if None.
+    warm: whether items held out of training do not occur.
 
   Returns:
     An Impression of numpy columns (f32, i32): one signal, the click.
-
-  Raises:
-    ValueError: too few items may occur to fill a slate.
   """
-  size = world.config.slate_size
-  order = np.asarray(world.shuffle)
-  if warm is not None:
-    order = order[np.asarray(warm)[order]]
-  if count < 1 or len(order) < size:
-    raise ValueError(
-      f"a log of {count} requests over {len(order)} items with slates of"
-      f" {size} is not possible; ask for >= 1 request and >= {size} items."
-    )
+  order = jnp.asarray(stock(world, warm))
   # Always whole chunks: a program for another size would cost more.
   parts = [
-    jax.device_get(_chunk(world, key, jnp.asarray(order), start))
+    jax.device_get(_chunk(world, key, order, start))
     for start in range(0, count, CHUNK)
   ]
   return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
@@ -235,7 +242,7 @@ def _chunk(world, key, order, start):
 
 
 def _impression(world: World, order: Array, key: Array) -> Impression:
-  """One row of `impressions`; `order` holds the items that may occur."""
+  """One row of `impressions`, of `stock`'s items."""
   config, dtype = world.config, world.z.dtype
   keys = jax.random.split(key, 6)
   user = users(world, keys[0], 1)[0]
@@ -273,7 +280,7 @@ def retrieve(
 
   Args:
     world: the truth.
-    order: i32[W], the items that may occur, `world.shuffle`'s order.
+    order: i32[W], the items that may occur, see `stock`.
     user: f[D].
     pool_key: PRNG key of the pool.
     noise_key: PRNG key of the ranker's noise.
@@ -318,11 +325,19 @@ def _pool(order: Array, size: int, key: Array) -> jax.Array:
   The order, a ring turned by a random offset, is cut into `size` strata and
   one item is drawn from each: O(size) whatever the catalogue's size.
   """
-  cuts = np.arange(size + 1, dtype=np.int64) * len(order) // size
+  count = _count(order)
+  place = jnp.arange(size + 1, dtype=jnp.int32)
+  # floor(place * count / size), in 32 bits.
+  cuts = place * (count // size) + place * (count % size) // size
   turn_key, draw_key = jax.random.split(key)
-  turn = jax.random.randint(turn_key, (), 0, len(order))
+  turn = jax.random.randint(turn_key, (), 0, count)
   drawn = jax.random.randint(draw_key, (size,), cuts[:-1], cuts[1:], jnp.int32)
-  return order[(turn + drawn) % len(order)]
+  return order[(turn + drawn) % count]
+
+
+def _count(order: Array) -> jax.Array:
+  """How many items `stock` holds, i32."""
+  return (order != PAD).sum(dtype=jnp.int32)
 
 
 def _history(world: World, order: Array, user: Array, key: Array):
@@ -331,7 +346,7 @@ def _history(world: World, order: Array, user: Array, key: Array):
   By rejection: uniform proposals, kept with probability sigmoid(rel), until
   there are H. Exact, and independent of the catalogue's size.
   """
-  size = world.config.history_size
+  size, total = world.config.history_size, _count(order)
 
   def more(state):
     return state[1] < size
@@ -340,7 +355,7 @@ def _history(world: World, order: Array, user: Array, key: Array):
     kept, count, key = state
     key, item_key, keep_key = jax.random.split(key, 3)
     # A quarter or so of all proposals is kept: one round mostly suffices.
-    items = order[jax.random.randint(item_key, (8 * size,), 0, len(order))]
+    items = order[jax.random.randint(item_key, (8 * size,), 0, total)]
     p = jax.nn.sigmoid(relevance(world, user, items))
     keep = jax.random.uniform(keep_key, p.shape, p.dtype) < p
     slot = jnp.where(keep, count + jnp.cumsum(keep) - 1, size)

@@ -70,7 +70,7 @@ def _brute_force(p, stay):
 def test_with_the_worlds_truth_the_recursion_is_the_worlds_law():
   config = WorldConfig(num_items=80, num_train=1, num_valid=1, num_test=1)
   world = worlds.build(config, 0)
-  log = worlds.impressions(world, jax.random.key(1), 6, None)
+  log = worlds.impressions(world, jax.random.key(1), 6)
   K = config.slate_size
   items = np.take_along_axis(log.request.candidates, log.slate, 1)
   truth = jax.vmap(lambda u, i: utility.truth_of(world, u, i))(

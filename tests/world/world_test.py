@@ -204,7 +204,19 @@ def test_impossible_sizes_are_refused(change, text):
     world_lib.build(dataclasses.replace(SMALL, **change), 0)
 
 
-def test_a_log_of_too_few_items_is_refused():
+def test_who_draws_from_warm_items_does_not_see_their_padding():
   world, _ = log()
-  with pytest.raises(ValueError, match="over 3 items"):
-    world_lib.impressions(world, jax.random.key(0), 5, np.arange(120) < 3)
+  filled = world_lib.stock(world, warm=True)
+  kept = filled[filled != PAD]
+  assert set(kept) == set(np.flatnonzero(world.warm))
+  assert len(filled) == 120 > len(kept) and (filled[len(kept) :] == PAD).all()
+  draw = jax.jit(jax.vmap(world_lib._impression, (None, None, 0)))
+  keys = lambda: jax.random.split(jax.random.key(2), 50)
+  one, two = (draw(world, jnp.asarray(x), keys()) for x in (filled, kept))
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+  rare = dataclasses.replace(SMALL, num_items=60, num_candidates=7)
+  few = world_lib.stock(world_lib.build(rare, 0), warm=True)
+  # 8 N = 56 of 57 fill a pool.
+  assert len(few) == 60
+  rarer = dataclasses.replace(rare, num_candidates=8)
+  assert len(world_lib.stock(world_lib.build(rarer, 0), warm=True)) == 57
