@@ -85,6 +85,7 @@ def curves(records: Sequence[Mapping[str, float]]) -> bytes:
       axes.plot(x, y, color=_COLOURS[0], linewidth=1.2, marker=marker)
       axes.set_title(metric, fontsize=9)
       axes.tick_params(labelsize=7)
+      axes.locator_params(nbins=4)  # Most of the time goes into ticks.
     figure.supxlabel("step", fontsize=9)
 
   height = 0.4 + 1.9 * -(-len(series) // _COLUMNS)
