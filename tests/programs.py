@@ -1,7 +1,7 @@
 """Programs that tests start: on how many devices, and that they end well.
 
-All are forks of one process that has imported what they need: what each would
-take for that is a sixth of the suite.
+All are forks of one process that has imported what they need, which would take
+each of them seconds.
 """
 
 from collections.abc import Callable, Sequence

@@ -31,7 +31,7 @@ class Ranker(struct.PyTreeNode):
   Attributes:
     regressors: f32[M, R]; their products with a user's last R features are
       scores, but for noise and a constant.
-    items: i32[W], catalogue rows that may occur.
+    items: i32[W], catalogue rows that may occur, see `world.stock`.
     config: the world's numbers.
   """
 

@@ -55,7 +55,7 @@ class Tiring(struct.PyTreeNode):
 
   Attributes:
     world: the truth.
-    items: i32[W], catalogue rows that may occur, in `world.shuffle`'s order.
+    items: i32[W], catalogue rows that may occur, see `world.stock`.
     config: the session's numbers.
   """
 
