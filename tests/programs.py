@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import pathlib
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -67,8 +66,6 @@ def _run(main, argv, devices, said) -> None:
   for stream in (1, 2):
     os.dup2(out, stream)
   os.chdir(pathlib.Path(__file__).parents[1])
-  # Python's own handler, which the server of forks has put aside.
-  signal.signal(signal.SIGINT, signal.default_int_handler)
   # The last flag wins; the rest is what the tests' process compiles with.
   os.environ["XLA_FLAGS"] += (
     f" --xla_force_host_platform_device_count={devices}"
