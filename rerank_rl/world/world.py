@@ -224,11 +224,20 @@ def impressions(
 
   Returns:
     An Impression of numpy columns (f32, i32): one signal, the click.
+
+  Raises:
+    ValueError: too few items may occur to fill a slate.
   """
-  order = jnp.asarray(stock(world, warm))
+  size, order = world.config.slate_size, stock(world, warm)
+  items = int(_count(order))
+  if count < 1 or items < size:
+    raise ValueError(
+      f"a log of {count} requests over {items} items with slates of {size} is"
+      f" not possible; ask for >= 1 request and >= {size} items."
+    )
   # Always whole chunks: a program for another size would cost more.
   parts = [
-    jax.device_get(_chunk(world, key, order, start))
+    jax.device_get(_chunk(world, key, jnp.asarray(order), start))
     for start in range(0, count, CHUNK)
   ]
   return jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts)
@@ -335,7 +344,7 @@ def _pool(order: Array, size: int, key: Array) -> jax.Array:
   return order[(turn + drawn) % count]
 
 
-def _count(order: Array) -> jax.Array:
+def _count(order: Array) -> Array:
   """How many items `stock` holds, i32."""
   return (order != PAD).sum(dtype=jnp.int32)
 

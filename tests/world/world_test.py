@@ -204,6 +204,15 @@ def test_impossible_sizes_are_refused(change, text):
     world_lib.build(dataclasses.replace(SMALL, **change), 0)
 
 
+def test_a_log_of_too_few_items_is_refused():
+  world, _ = log()
+  few = world.replace(warm=jnp.arange(120) < 3)
+  with pytest.raises(ValueError, match="over 3 items"):
+    world_lib.impressions(few, jax.random.key(0), 5, warm=True)
+  with pytest.raises(ValueError, match="a log of 0 requests"):
+    world_lib.impressions(world, jax.random.key(0), 0)
+
+
 def test_who_draws_from_warm_items_does_not_see_their_padding():
   world, _ = log()
   filled = world_lib.stock(world, warm=True)
