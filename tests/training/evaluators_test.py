@@ -35,7 +35,7 @@ def test_calibration_undoes_what_was_done_to_a_signals_logits():
 def test_a_signal_that_is_learnt_the_wrong_way_round_is_named(caplog):
   logits, shown = _shown()
   scale, _ = evaluators.calibrate(logits * np.float32([1, -1]), shown)
-  evaluators._warn("evaluators a", ("click", "like"), scale)
+  evaluators._warn("evaluators a", ("click", "like"), np.asarray(scale))
   (record,) = caplog.records
   said = record.getMessage()
   assert "evaluators a" in said and "'like'" in said and "click" not in said

@@ -173,7 +173,7 @@ def _calibrate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   return scipy.optimize.minimize(loss, prior, jac=True).x
 
 
-def _warn(title: str, signals: Sequence[str], scale: Any) -> None:
+def _warn(title: str, signals: Sequence[str], scale: np.ndarray) -> None:
   """Says of which signals a network has learnt nothing that holds."""
   for signal, factor in zip(signals, scale, strict=True):
     if factor <= 0:
@@ -271,7 +271,8 @@ def learnt(
         said = predict(model, fitted, setting.catalogue.features, held)
         scale, shift = calibrate(said, held)
         logging.info("%s %s: scale %s, shift %s.", stage, name, scale, shift)
-        _warn(f"{stage} {name}", setting.dataset.signals, scale)
+        # In numpy: each entry of a jax.Array is a program to compile.
+        _warn(f"{stage} {name}", setting.dataset.signals, np.asarray(scale))
         fitted = ensemble.Fitted(fitted.params, scale, shift)
       tree[name] = {
         "params": fitted.params,
