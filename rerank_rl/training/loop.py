@@ -14,14 +14,11 @@ import functools
 import math
 import os
 import pathlib
-import signal
-import threading
 import time
 from typing import Any
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 import tqdm
 
@@ -29,9 +26,8 @@ from rerank_rl import config as config_lib
 from rerank_rl.training import checkpoint as checkpoint_lib
 from rerank_rl.training import mesh as mesh_lib
 from rerank_rl.training import metrics as metrics_lib
+from rerank_rl.training import preemption
 from rerank_rl.training import state as state_lib
-
-PREEMPTED = 128 + signal.SIGTERM  # Exit status; schedulers know it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,42 +59,6 @@ class _Progress:
   seconds: float = 0.0
   evaluating: float = 0.0
   batches: Any = None
-
-
-class _Preemption:
-  """Whether SIGTERM has asked for the end; a context manager.
-
-  A signal that comes too late to stop the loop still ends the program on
-  exit, or the next stage would begin as if nothing had been asked.
-  """
-
-  def __init__(self):
-    self._asked = False
-    self._old = None
-    # JAX watches for the signal itself in runs of many processes, and Python
-    # lets only the main thread listen.
-    main = threading.current_thread() is threading.main_thread()
-    self._listens = main and jax.process_count() == 1
-
-  def __enter__(self):
-    if self._listens:
-      self._old = signal.signal(signal.SIGTERM, self._ask)
-    return self
-
-  def __exit__(self, kind, *_):
-    if self._listens:
-      signal.signal(signal.SIGTERM, self._old or signal.SIG_DFL)
-    if self._asked and kind is None:
-      raise SystemExit(PREEMPTED)
-
-  def _ask(self, *_):
-    self._asked = True
-
-  def __call__(self, step: int) -> bool:
-    """Whether to stop after `step`; processes agree on the step."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._asked
 
 
 class _Selection:
@@ -232,7 +192,7 @@ class _Fit:
         self.title,
       )
     best = self.state.ema if self.best is None else self.best
-    return FitResult(best, self.state, self.progress.history)
+    return FitResult(best, self.state, progress.history)
 
 
 def _encode(position: Any) -> Any:
@@ -339,7 +299,7 @@ def fit(
   mesh = mesh_lib.make() if mesh is None else mesh
   state = jax.device_put(state, mesh_lib.shardings(mesh, state, rules))
   with contextlib.ExitStack() as stack:
-    preempted = stack.enter_context(_Preemption())
+    preempted = stack.enter_context(preemption.Preemption())
     if writer is None:
       writer = metrics_lib.Writer(folder)
       stack.callback(writer.close)
@@ -399,4 +359,4 @@ def _learn(run, step_fn, batches, key, evaluate, preempted) -> None:
           run.title,
           progress.step,
         )
-        raise SystemExit(PREEMPTED)
+        raise SystemExit(preemption.PREEMPTED)
