@@ -3,11 +3,11 @@
 from absl import app
 
 from benchmarks import common, decode, learner, simulator, tree
+from launch import errors
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints their tables."""
-  del argv
   # Peers may be missing: what needs none comes first.
   for benchmark in (learner, tree, decode):
     common.main(benchmark.run)
@@ -15,4 +15,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  errors.run(app, main)

@@ -50,9 +50,8 @@ def drawn(setting: SessionRun, asked: np.ndarray, achieved: np.ndarray):
   return figures.control(asked, achieved, fixed, goals.OBJECTIVES)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the table."""
-  del argv
   setting = runs.sessions()
   if relabel.STAGE not in setting.config.stages:
     raise ConfigError("--workdir is not a run of configs/mocdt.py.")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks import common
+from launch import errors
 from rerank_rl.decoding import sample
 
 _MISSING = (
@@ -166,4 +167,4 @@ def run(setting: common.Setting, pairs: int) -> float | None:
 
 
 if __name__ == "__main__":
-  app.run(lambda argv: common.main(run))
+  errors.run(app, lambda: common.main(run))

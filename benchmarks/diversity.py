@@ -71,9 +71,8 @@ def pass_at(good: np.ndarray, tries: int) -> np.ndarray:
   return 1 - left.prod(1)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the table."""
-  del argv
   settings = runs.several(_WORKDIRS.value)
   first = next(iter(settings.values()))
   part = runs.requests(first)

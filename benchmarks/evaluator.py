@@ -36,9 +36,8 @@ def sorted_by_a(setting: Setting, impressions: Impression) -> np.ndarray:
   return by_chunks(lambda r: rank(fitted, r), _CHUNK, impressions.request)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the table."""
-  del argv
   setting = runs.learnt("tokenizer", "evaluators")
   part = runs.requests(setting)
   truth = valuer(setting.reward("world"))

@@ -133,9 +133,8 @@ def worths(
   }
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the tables."""
-  del argv
   setting = runs.sessions()
   if not setting.users:
     raise ConfigError("--workdir is no run with learnt users; use learnt.")

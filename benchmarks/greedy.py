@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks import common
+from launch import errors
 from rerank_rl.decoding import beam, sample
 
 WIDTH = 8
@@ -69,4 +70,4 @@ def run(setting: common.Setting, pairs: int) -> list[float]:
 
 
 if __name__ == "__main__":
-  app.run(lambda argv: common.main(run))
+  errors.run(app, lambda: common.main(run))

@@ -63,9 +63,8 @@ def place(every: np.ndarray, own: np.ndarray) -> np.ndarray:
   return (every > edge).mean(1)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the table."""
-  del argv
   setting = runs.learnt()
   part = runs.requests(setting)
   truth = valuer(setting.reward("world"))

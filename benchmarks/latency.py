@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks import common, greedy
+from launch import errors
 from rerank_rl.models import rerankers
 
 ROUNDS = 20  # A tail needs more calls than a median.
@@ -55,4 +56,4 @@ def run(setting: common.Setting, pairs: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-  app.run(lambda argv: common.main(run))
+  errors.run(app, lambda: common.main(run))

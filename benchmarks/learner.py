@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common, dense
+from launch import errors
 from rerank_rl.decoding import sample
 from rerank_rl.rl import credit, learner, objectives
 from rerank_rl.types import ROOT, Outcome, TokenTree
@@ -116,4 +117,4 @@ def compare(
 
 
 if __name__ == "__main__":
-  app.run(lambda argv: common.main(run))
+  errors.run(app, lambda: common.main(run))

@@ -12,6 +12,7 @@ import numpy as np
 import tqdm
 
 from benchmarks import common
+from launch import errors
 from rerank_rl.config import PolicyConfig
 from rerank_rl.decoding import legality, sample
 from rerank_rl.models.policy import HEADS, Policy, make_policy
@@ -138,9 +139,8 @@ def count(policy: Policy, total: int, title: str) -> tuple[int, int]:
   return done, int(illegal)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the table."""
-  del argv
   rows = [("random logits", *count(noise(SIZES), _RANDOM.value, "noise"))]
   for head in HEADS:
     policy = make_policy(PolicyConfig(head=head, dim=16), SIZES)
@@ -149,4 +149,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  errors.run(app, main)

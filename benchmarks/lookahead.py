@@ -91,9 +91,8 @@ def reliability(p: np.ndarray, part: Impression, signal: int) -> dict[str, Any]:
   return judge.calibration(flat(p[:, :, signal]), flat(seen), flat(possible))
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the tables."""
-  del argv
   stages = ("tokenizer", "evaluators", "lookahead")
   setting = with_control(runs.learnt(*stages, world=False))
   part = runs.requests(setting)

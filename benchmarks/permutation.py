@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
+from launch import errors
 from rerank_rl.decoding import sample
 from rerank_rl.models.policy import make_policy
 from rerank_rl.rl import learner
@@ -130,11 +131,10 @@ def run(setting: common.Setting) -> dict:
   return found
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the table."""
-  del argv
   run(common.Setting(requests=128))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  errors.run(app, main)

@@ -1,8 +1,8 @@
 """Makes the tables of docs/results.md: python -m benchmarks.reproduce.
 
 Every row is one `launch.train` in its own folder; rows that have a report are
-not run again, so that the command can be stopped and started at will, and
-tables are written from whatever is finished.
+not run again, so that the command can be stopped and started at will. A table
+is written once all of its runs are finished, and printed before.
 """
 
 import hashlib
@@ -302,6 +302,20 @@ def seeds_of(row: Row, most: int = 0) -> range:
   return range(FIRST_SEED, FIRST_SEED + min(row.seeds, most or row.seeds))
 
 
+def missing(table: Table, out: pathlib.Path, most: int = 0) -> dict:
+  """workdir -> command of a table's runs that have no report yet."""
+  runs = (
+    command(table, row, seed, out)
+    for row in table.rows
+    for seed in seeds_of(row, most)
+  )
+  return {
+    workdir: run
+    for workdir, run in runs
+    if not (workdir / report.REPORT).exists()
+  }
+
+
 def collect(table: Table, out: pathlib.Path) -> dict:
   """system -> {seed: {metric: per-request array}} of finished runs."""
   found: dict[str, dict[int, dict]] = {}
@@ -423,30 +437,38 @@ def write(docs: pathlib.Path, name: str, text: str) -> None:
   docs.write_text(old, encoding="utf-8")
 
 
-def main(argv: list[str]) -> None:
+def publish(
+  name: str, table: Table, out: pathlib.Path, docs: pathlib.Path
+) -> None:
+  """Writes a table that is whole, and prints one that is not.
+
+  What is published would be lost to a run of fewer seeds.
+  """
+  text, lacks = render(name, table, out), len(missing(table, out))
+  if lacks:
+    runs = sum(row.seeds for row in table.rows)
+    print(f"{text}\n\nmissing: {lacks} of {runs} runs; {docs} is left as is.\n")
+  else:
+    write(docs, name, text)
+
+
+def main() -> None:
   """Runs the missing rows, then writes the tables."""
-  del argv
   names = _TABLES.value or list(TABLES)
   for name in names:
     if name not in TABLES:
       raise ValueError(
         f"--tables={name} is unknown; choose from {', '.join(TABLES)}."
       )
-  out = pathlib.Path(_RUNS.value)
+  out, docs = pathlib.Path(_RUNS.value), pathlib.Path(_DOCS.value)
   todo = {}
   for name in names:
-    table = TABLES[name]
-    for row in table.rows:
-      for seed in seeds_of(row, _SEEDS.value):
-        workdir, run = command(table, row, seed, out)
-        if not (workdir / report.REPORT).exists():
-          todo[workdir] = run
+    todo |= missing(TABLES[name], out, _SEEDS.value)
   try:
     execute(todo)
   finally:
     for name in names:
-      text = render(name, TABLES[name], out)
-      write(pathlib.Path(_DOCS.value), name, text)
+      publish(name, TABLES[name], out, docs)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,8 @@ def branching_at(depth: int, budget: int, tokens: int) -> tuple[int, ...]:
   return (*[1] * depth, width)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints a table for each budget."""
-  del argv
   setting = runs.learnt("tokenizer", "evaluators", "sft", "critic")
   part = runs.requests(setting)
   params = setting.params[setting.config.sft_name]

@@ -101,9 +101,8 @@ def greedy_shares(setting: SessionRun) -> dict[str, float]:
   return {name: value.mean() / best for name, value in worth.items()}
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the table."""
-  del argv
   setting = runs.sessions()
   if setting.config.data.name != "trust":
     raise ConfigError("--workdir is not a run in the world of trust.")

@@ -225,9 +225,8 @@ def measure(
   )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints a table for each reward."""
-  del argv
   setting = runs.learnt("tokenizer", "evaluators", "sft", "critic")
   todo = ways(setting.policy, setting.critic, setting.config.critic.decay)
   part = runs.requests(setting)

@@ -254,9 +254,8 @@ def run(sizes: Sizes, pairs: int) -> float:
   return common.ratio(rates[:, 0], rates[:, 1])
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """A device for each core: operations alone leave cores idle."""
-  del argv
   jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
   run(Sizes(users=_USERS.value), common.pairs())
 

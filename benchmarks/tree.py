@@ -10,6 +10,7 @@ import dataclasses
 from absl import app
 
 from benchmarks import common, learner
+from launch import errors
 from rerank_rl.decoding import fixed_tree
 from rerank_rl.rl import credit
 
@@ -35,4 +36,4 @@ def run(setting: common.Setting, pairs: int) -> list[float]:
 
 
 if __name__ == "__main__":
-  app.run(lambda argv: common.main(run))
+  errors.run(app, lambda: common.main(run))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
+from launch import errors
 from rerank_rl.decoding import catalogue
 from rerank_rl.models import next_item
 
@@ -88,12 +89,11 @@ def run(items: Sequence[int], pairs: int) -> list[tuple[float, float]]:
   return out
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the table."""
-  del argv
   items = [int(size) for size in _SIZES.value]
   common.main(lambda setting, pairs: run(items, pairs))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  errors.run(app, main)

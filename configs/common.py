@@ -1,4 +1,4 @@
-"""Defaults of all configs, and the variants that combine with each."""
+"""Defaults of all configs, and variants; README.md says of which configs."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -55,7 +55,8 @@ SMOKE = {
 
 ORACLE = {
   "protocol": "oracle",
-  "stages": ("tokenizer", "sft", "rl"),
+  # The truth is the judge.
+  "stages": lambda stages: tuple(x for x in stages if x != "evaluators"),
   "world.observed": True,
   "world.num_items": 100,
   "world.num_topics": 8,
@@ -108,7 +109,11 @@ LEARNT = {
 
 # DeGRe's lists against what was shown, from a policy that has cloned that.
 PREFERENCE = {
-  "stages": ("tokenizer", "evaluators", "lookahead", "mine", "sft", "distill"),
+  "stages": lambda stages: tuple(
+    name
+    for stage in stages
+    for name in (("sft", stage) if stage == "distill" else (stage,))
+  ),
   "sft_name": "logged_sft",
   "demo.rule": "logged",
   "distill.objective": "preference",

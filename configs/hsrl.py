@@ -11,6 +11,10 @@ level; a critic of every level gives each token its advantage
 (`learnt,ensemble,...`: users of another make). The policy is the paper's (HPN)
 but for learnt users, whose slates the transformer over semantic IDs writes: it
 sees what it has placed (`--config.policy.head=hpn` for the paper's there, too).
+
+`trust` takes two to four minutes of one core and reaches .979 to 1 of the
+optimum, greedy (16 seeds); among learnt users learning takes 3 to 6. To expect
+there, total reward: 8.66 on KuaiRand, 24.12 on MovieLens (five seeds).
 """
 
 from configs import common

@@ -6,7 +6,8 @@ GloRank's job with group-relative credit divided by std, a reward of 1 for a
 good slate (true utility at least .95 of the optimum; on real data better than
 the logged one by A) and 0 else, and a bonus of random network distillation
 for rollouts that failed. `--config.rl.bonus=noise` is the paper's control.
-Variants: see configs/common.py.
+To expect in `oracle,good` after 300 steps: pass@64 of .720 to .797, no better
+than the control's .665 to .788 (three seeds). Variants: see README.md.
 """
 
 from configs import common

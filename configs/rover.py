@@ -7,7 +7,12 @@ to the leaf's advantage plus the mean of the next state's log-ratios. The
 theorem behind it holds for binary rewards alone; here the reward is graded.
 Each batch is fitted in several steps: the first is REINFORCE's, which makes
 what is likely likelier still; later ones let go of what has reached its target,
-and so keep slates that are as good but rarer. Variants: see configs/common.py.
+and so keep slates that are as good but rarer.
+
+`configs/rover.py:oracle,good --config.rl_train.steps=100
+--config.rl_train.eval_every=50` takes less than two minutes. To expect there:
+4.1 to 4.7 distinct good slates among 256 samples, four to five times what the
+group's objective keeps (three seeds). Variants: see README.md.
 """
 
 from configs import common

@@ -4,8 +4,8 @@ r"""The next item as a semantic ID (TIGER, arXiv 2305.05065), by SFT.
     --config=configs/tiger.py[:amazon_beauty]
 
 An item-level trunk and a small decoder of tokens (docs/methods.md). Without
-a variant it learns from histories of the synthetic world's users; of the
-variants in configs/common.py, `amazon_beauty` and `smoke` are for it.
+a variant it learns from histories of the synthetic world's users; its variants
+are `amazon_beauty`, `smoke`, `m` and `l`.
 
 1,500 steps are 15 passes over Amazon Beauty and take 10 minutes of one core;
 two members learn apart and decide together. Mean of three seeds on test:

@@ -11,7 +11,10 @@ gets worse (docs/results.md). It is had by
 A request's 68 forward tokens are those of four slates drawn independently.
 Serving decodes greedily: search is for training alone. On KuaiRand the walks
 of the search are drawn from the policy: from greedy ones it learns less.
-Variants: see configs/common.py.
+
+The critic takes three minutes of a core, RL as long. To expect: .912 of the
+world's optimum (five seeds), level with as many independent tokens; 6.139 by B
+on KuaiRand, .008 below them. Variants: see README.md.
 """
 
 from configs import common

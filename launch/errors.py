@@ -1,5 +1,6 @@
 """One clear sentence and a non-zero status for a user's mistakes."""
 
+from collections.abc import Callable
 import errno
 import re
 import sys
@@ -10,7 +11,7 @@ from absl import flags, logging
 _UNREADABLE = re.compile("malformed node|Could not parse|not a valid index")
 
 
-def run(app, main) -> None:
+def run(app, main: Callable[[], None]) -> None:
   """Runs `main` under absl's `app`; a ValueError or OSError is the user's.
 
   So is a machine that lacks the memory or the device that it is asked for.
@@ -20,8 +21,10 @@ def run(app, main) -> None:
   """
 
   def guarded(argv):
+    if len(argv) > 1:
+      _leave(f"{argv[1]!r} is not a flag; use --flag=value.")
     try:
-      main(argv)
+      main()
     except MemoryError as error:
       _leave(f"out of memory ({error}); ask for less, or use another machine.")
     except RuntimeError as error:  # Of jax, which has no type for it.

@@ -5,7 +5,6 @@ import pathlib
 from absl import app, flags, logging
 
 from launch import devices, errors
-from rerank_rl import config as config_lib
 from rerank_rl.evaluation import report
 from rerank_rl.training import tasks
 
@@ -17,12 +16,8 @@ _ARTIFACTS = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Reloads the run's stages, writes its report anew, prints the table."""
-  if len(argv) > 1:
-    raise config_lib.ConfigError(
-      f"{argv[1]!r} is not a flag; use --flag=value."
-    )
   logging.set_verbosity(logging.INFO)
   workdir = pathlib.Path(_WORKDIR.value)
   config = tasks.finished(workdir)

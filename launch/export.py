@@ -20,12 +20,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the bundle.", required=True)
 _VERIFY = flags.DEFINE_bool("verify", False, "Check the bundle at --out.")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Exports, verifies or both."""
-  if len(argv) > 1:
-    raise config_lib.ConfigError(
-      f"{argv[1]!r} is not a flag; use --flag=value."
-    )
   logging.set_verbosity(logging.INFO)
   workdir, out = _WORKDIR.value, _OUT.value
   if not (workdir or _VERIFY.value):

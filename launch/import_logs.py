@@ -11,7 +11,6 @@ import sys
 from absl import app, flags, logging
 
 from launch import errors
-from rerank_rl.config import ConfigError
 from rerank_rl.data import importer
 
 _IMPRESSIONS = flags.DEFINE_string(
@@ -38,10 +37,8 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Runs the import and prints what was made."""
-  if len(argv) > 1:
-    raise ConfigError(f"{argv[1]!r} is not a flag; use --flag=value.")
   options = importer.ImportOptions(
     impressions=_IMPRESSIONS.value or "",
     items=_ITEMS.value or "",

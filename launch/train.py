@@ -29,12 +29,8 @@ _PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run.")
 _PROCESS = flags.DEFINE_integer("process_id", -1, "This process's number.")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Runs what the flags say and prints the table."""
-  if len(argv) > 1:
-    raise config_lib.ConfigError(
-      f"{argv[1]!r} is not a flag; use --flag=value."
-    )
   logging.set_verbosity(logging.INFO)
   asked = _CONFIG.value
   if not hasattr(asked, "to_dict"):

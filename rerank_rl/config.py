@@ -35,8 +35,11 @@ class WorldConfig:
   num_items: int = _within(2000, 1)
   num_candidates: int = _within(50, 1)
   slate_size: int = _within(6, 1)
+  # Weight of an item's likeness to those above it.
   fatigue: float = _within(2.5, 0)
+  # Weight of the step in relevance from the item just above.
   contrast: float = _within(0.16, 0)
+  # Standard deviations: of ranker's scores from relevance, of item features.
   ranker_noise: float = _within(1.0, 0)
   feature_noise: float = _within(0.1, 0)
   num_topics: int = _within(20, 2)  # A user mixes two.
@@ -71,7 +74,7 @@ class TokenizerConfig:
   levels: int = _within(3, 1)
   codes: int = _within(256, 2)
   iterations: int = _within(25, 1)
-  balanced: bool = False
+  balanced: bool = False  # Whether all codes get as many items, in fitting.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +120,9 @@ class TrainConfig:
   learning_rate: float = _within(1e-3, _TINY)
   warmup_steps: int = _within(50, 0)
   weight_decay: float = _within(1e-4, 0)
-  clip_norm: float = _within(1.0, _TINY)
-  accumulate: int = _within(1, 1)
+  clip_norm: float = _within(1.0, _TINY)  # Highest norm of a gradient.
+  accumulate: int = _within(1, 1)  # Batches whose mean gradient is one update.
+  # Decay of the parameters' running average, which is evaluated and kept.
   ema: float = _within(0.99, 0, 1 - 1e-9)
   eval_every: int = _within(100, 1)
   checkpoint_every: int = _within(100, 1)
@@ -139,8 +143,15 @@ class DemoConfig:
 class RLConfig:
   """A method: explore x credit x objective x reward, and their numbers."""
 
+  # chains | stratified | beam | fixed_tree | value_guided; sessions: chains;
+  # the next item: beam | chains. LEGAL in the stage says what goes together.
   explore: str = "chains"
+  # centred | group | sibling | to_go | critic | confined, or a sum such as
+  # group+sibling; sessions: gae | a2c; the next item: expected | ranking |
+  # centred | group.
   credit: str = "centred"
+  # clipped | reinforce | reference | uniform_q; sessions: clipped | reinforce;
+  # the next item: reinforce | likelihood.
   objective: str = "clipped"
   reward: str = "evaluator"  # world | evaluator | labels | good
   bonus: str = ""  # For exploring: "" | novelty | noise, its control.
@@ -150,12 +161,14 @@ class RLConfig:
   # Forward tokens a request without the prompt (explore=value_guided).
   budget: int = _within(136, 1)
   walks: str = "greedy"  # greedy | drawn (explore=value_guided).
+  # Of samples (explore=chains); other than 1 needs biased_credit.
   temperature: float = _within(1.0, _TINY)
-  clip: float = _within(0.2, _TINY)
+  clip: float = _within(0.2, _TINY)  # Of pi / pi_old - 1 (objective=clipped).
   epochs: int = _within(1, 1)  # Gradient steps on each batch of rollouts.
+  # Weight of the KL to SFT's policy; in sessions to the policy's own average.
   kl: float = _within(0.003, 0)
-  entropy: float = _within(0.003, 0)
-  biased_credit: bool = False
+  entropy: float = _within(0.003, 0)  # Weight of the bonus.
+  biased_credit: bool = False  # Allows what LEGAL does not hold.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +230,7 @@ class SessionConfig:
   turns: int = _within(20, 1)  # Slates a user, in a rollout and in reports.
   difference: str = "td"  # How values are learnt: td | disentangled.
   replay: bool = False  # Whether policies over tokens, too, learn from replay.
-  # Users of the synthetic world (docs/methods.md).
+  # Users (docs/data.md); those of trust read none of these.
   patience: float = _within(12.0, 1)
   impatience: float = _within(2.0, 0)
   weariness: float = _within(2.0, 0)
@@ -350,18 +363,20 @@ def refuse_unread(config: Config, *fields: str) -> None:
 
   Args:
     config: the run's.
-    *fields: which, such as "rl.bonus".
+    *fields: which, such as "rl.bonus", or "session": all of that part.
   """
-  unset = Config()
   for field in fields:
-    part, name = field.split(".")
-    value, default = (getattr(getattr(x, part), name) for x in (config, unset))
-    if value != default:
-      raise ConfigError(
-        f"config.{field}={value!r} has no effect on config.protocol="
-        f"{config.protocol!r} with config.stages={config.stages}; leave it at "
-        f"{default!r}."
-      )
+    part, _, only = field.partition(".")
+    given, unset = (
+      dataclasses.asdict(getattr(x, part)) for x in (config, Config())
+    )
+    for name in [only] if only else unset:
+      if given[name] != unset[name]:
+        raise ConfigError(
+          f"config.{part}.{name}={given[name]!r} has no effect on "
+          f"config.protocol={config.protocol!r} with config.stages="
+          f"{config.stages}; leave it at {unset[name]!r}."
+        )
 
 
 def check_bounds(config: Any, at: str) -> None:

@@ -44,18 +44,23 @@ def test_every_config_is_legal_in_every_variant(path):
     assert config.name == path.stem
 
 
-def test_the_oracle_variant_is_legal():
-  get_config = _get_config(pathlib.Path("configs/glorank_rl.py"))
+@pytest.mark.parametrize("name", ("glorank_rl", "vstar", "baselines/prm"))
+def test_an_oracle_keeps_what_the_method_is(name):
+  get_config = _get_config(pathlib.Path(f"configs/{name}.py"))
   config = config_lib.freeze(get_config("oracle").to_dict())
-  pipeline.check(config)
   assert config.protocol == "oracle" and config.rl.reward == "world"
+  kept = [x for x in get_config().stages if x != "evaluators"]
+  assert list(config.stages) == kept
 
 
-def test_the_preference_variant_is_legal():
+def test_the_preference_variant_is_degres_alone():
   get_config = _get_config(pathlib.Path("configs/degre.py"))
   config = config_lib.freeze(get_config("preference,smoke").to_dict())
   pipeline.check(config)
   assert config.distill.objective == "preference" and "sft" in config.stages
+  other = _get_config(pathlib.Path("configs/baselines/prm.py"))("preference")
+  with pytest.raises(config_lib.ConfigError, match=r"distill.*no effect"):
+    pipeline.check(config_lib.freeze(other.to_dict()))
 
 
 def test_round_trip():
@@ -151,6 +156,13 @@ def test_mistakes_are_named(tree, words):
       ("rl and ranker", "keep one"),
     ),
     ({"sft_name": "glorank_rl"}, ("config.name='glorank_rl'", "sft_name")),
+    ({"session.turns": 3}, ("config.session.turns=3 has no effect", "20")),
+    ({"ranker.name": "prm"}, ("config.ranker.name='prm' has no effect",)),
+    ({"rl.budget": 7}, ("config.rl.budget=7 has no effect",)),
+    (
+      {"stages": ("tokenizer", "evaluators", "sft"), "rl.bonus": "novelty"},
+      ("config.rl.bonus='novelty' has no effect",),
+    ),
   ),
 )
 def test_illegal_compositions_are_refused(changes, words):

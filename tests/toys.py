@@ -160,10 +160,10 @@ def every_slate(sizes: Sizes = SIZES) -> np.ndarray:
   return np.array(list(slates), np.int32)
 
 
-def value(prompt, state, level, slot):
+def value(prompt, state, level, left):
   """An arbitrary value of children that tells siblings apart: f32[B, X, N]."""
   keys = jnp.sin(3 * prompt.keys[:, level]).sum(-1)
-  place = state.sum(-1) + slot
+  place = state.sum(-1) + left
   return jnp.cos(keys[:, None] + place[..., None])
 
 

@@ -1,1 +1,1 @@
-"""The rivals of protocols.md, on the same parts and the same budget."""
+"""Rivals, on the same parts and the same budget."""

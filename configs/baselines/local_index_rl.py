@@ -3,7 +3,9 @@ r"""GloRank's ablation: tokens are the request's own indices.
   python -m launch.train --workdir=DIR \
     --config=configs/baselines/local_index_rl.py
 
-Variants: see configs/common.py.
+To expect: .708 of the world's optimum, the ranker's order has .710: positions
+of shuffled candidates teach it nothing (three seeds).
+Variants: see README.md.
 """
 
 from configs import common

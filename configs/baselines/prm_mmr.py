@@ -3,7 +3,8 @@ r"""PRM re-ranked by maximal marginal relevance, tuned on validation.
   python -m launch.train --workdir=DIR \
     --config=configs/baselines/prm_mmr.py
 
-Variants: see configs/common.py.
+To expect: .863 of the world's optimum (three seeds).
+Variants: see README.md.
 """
 
 from configs import common

@@ -6,6 +6,7 @@ Adapters (synthetic, movielens, kuairand) and the importer all return one.
 
 from collections.abc import Mapping
 import dataclasses
+import hashlib
 from typing import Any
 
 import jax
@@ -60,6 +61,34 @@ def num_rows(columns: Any) -> int:
 def take(columns: Any, rows: np.ndarray) -> Any:
   """Rows i64[b] of a pytree of numpy columns, such as an Impression."""
   return jax.tree.map(lambda column: column[rows], columns)
+
+
+def version(dataset: Any) -> str:
+  """A hash of what a data set's log holds: items, requests, what was said.
+
+  A path says less: a log may be imported anew under the same one. Features and
+  scores are left out: fitted by a loader, they may differ in the last bit from
+  machine to machine.
+
+  Args:
+    dataset: a Dataset, or another dataclass of arrays.
+  """
+  digest = hashlib.sha256()
+  parts = {
+    field.name: getattr(dataset, field.name)
+    for field in dataclasses.fields(dataset)
+  }
+  plain = {
+    k: dict(x) if isinstance(x, Mapping) else x for k, x in parts.items()
+  }
+  for path, leaf in jax.tree_util.tree_leaves_with_path(plain):
+    name, array = jax.tree_util.keystr(path), np.asarray(leaf)
+    if array.dtype.kind == "O":
+      array = array.astype(str)
+    if array.dtype.kind != "f" or "feedback" in name:
+      digest.update(f"{name} {array.dtype} {array.shape}".encode())
+      digest.update(array.tobytes())
+  return digest.hexdigest()[:12]
 
 
 def warm_items(train: Impression, num_items: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from rerank_rl.decoding import legality, sample, tree
 from rerank_rl.models import prefix_lm
-from rerank_rl.models.policy import Policy
+from rerank_rl.models.policy import Policy, wide
 from rerank_rl.types import PAD, ROOT, Array, TokenTree
 
 
@@ -26,7 +26,7 @@ class Frontier(NamedTuple):
   logp: Array  # f32[B, W], NEGATIVE where there is no such node.
   score: Array  # f32[B, W], what `Keep` ranked it by.
   last: Array  # i32[B, W]
-  seen: Array  # bool[B, W, E], ancestors.
+  seen: Array  # bool[B, W, E], ancestors, places without a token included.
   state: Array  # f32[B, W, d]
 
 
@@ -76,7 +76,7 @@ def grow(
   E = K * L * W
   cache = policy.cache(game.prompt, 1, E)
   one = jnp.broadcast_to(jnp.arange(W) == 0, (B, W))
-  dtype = game.prompt.root.dtype
+  dtype = wide(game.prompt.root.dtype)
   alone = jnp.where(one, 0.0, legality.NEGATIVE).astype(dtype)
   start = Frontier(
     jnp.full((B, W, K), PAD, jnp.int32),
@@ -143,10 +143,9 @@ def _branch(policy, params, game, nodes, t, keep, rules):
   mean = legality.mean_log_prob(logp, first)
   edge = jnp.asarray(t * W + jnp.arange(W), jnp.int32)
   edge = jnp.broadcast_to(edge, (B, W))
+  # A slot that stays empty is fed, too, and seen: as chains and the learner do.
   seen = take(nodes.seen)
-  seen |= (jnp.arange(seen.shape[-1])[None, None] == edge[..., None]) & (
-    real[..., None]
-  )
+  seen |= jnp.arange(seen.shape[-1])[None, None] == edge[..., None]
   placed = take(nodes.placed)
   done = real & (level == policy.levels - 1)
   placed = placed.at[:, :, k].set(jnp.where(done, rank, placed[:, :, k]))
@@ -179,7 +178,8 @@ def _as_tree(trie, nodes, edges) -> TokenTree:
   token, parent, logp, mean = (x.reshape(B, E) for x in edges)
   exists = nodes.logp > legality.NEGATIVE / 2
   place = jnp.arange(E, dtype=jnp.int32).reshape(T, W)[None, None]
-  seen = nodes.seen.reshape(B, W, T, W) & exists[:, :, None, None]
+  seen = nodes.seen & (exists[..., None] & (token != PAD)[:, None])
+  seen = seen.reshape(B, W, T, W)
   path = jnp.where(seen, place, PAD).max(-1)
   kept = seen.any(1).reshape(B, E)
   depth = jnp.broadcast_to(jnp.arange(E, dtype=jnp.int32) // W, (B, E))

@@ -82,6 +82,11 @@ def build(codes: Array, real: Array, size: Array) -> Trie:
   return Trie(order, rank, codes, start, stop, fake == 0, size)
 
 
+def length(trie: Trie) -> Array:
+  """Slots that a request's slate fills, i32[B]: candidates may be fewer."""
+  return jnp.minimum(trie.size, trie.real.sum(-1).astype(jnp.int32))
+
+
 def alive(
   trie: Trie, placed: Array, slot: Array, rules: Sequence[Rule] = ()
 ) -> Array:

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 
 from rerank_rl.decoding import legality, sample, tree
 from rerank_rl.models import prefix_lm
-from rerank_rl.models.policy import Policy
+from rerank_rl.models.policy import Policy, wide
 from rerank_rl.models.prefix_lm import Prompt
 from rerank_rl.types import PAD, ROOT, Array, TokenTree
 
-# (prompt, state f32[B, X, d], level i32[], slot i32[B, X]) -> f32[B, X, N]: by
+# (prompt, state f32[B, X, d], level i32[], left i32[B, X]) -> f32[B, X, N]: by
 # rank, what this item and later ones are worth once its token of that level
-# is chosen.
+# is chosen; `left` slots are still to fill, this one included.
 Value = Callable[[Prompt, Array, Array, Array], Array]
 
 
@@ -98,7 +98,7 @@ def value_guided(
     entropy: weight of the children's entropy.
     explore: weight of the visits' bonus.
     trust: of the policy against the critic, in units of the reward.
-    rules: business rules.
+    rules: business rules; a slot that they leave empty ends the slate.
     leaves: most slates, G, for who cannot take all that the budget allows;
       tokens are left over where cheap branches fill them.
     key: of the walks that rollouts take, None for a search.
@@ -117,7 +117,7 @@ def value_guided(
     raise ValueError(
       f"budget={budget} completes no slate; a greedy one takes {T - 1} tokens."
     )
-  dtype = game.prompt.root.dtype
+  dtype = wide(game.prompt.root.dtype)
 
   look = functools.partial(_children, policy, params, value, game, rules)
 
@@ -150,11 +150,13 @@ def value_guided(
     return jax.tree.map(lambda x, y: x.at[:, i].set(y), nodes, new)
 
   row = jnp.arange(B)
+  # The depth of a leaf: the last token of a full slate is never fed.
+  ends = jnp.minimum(T - 1, L * legality.length(game.trie))
 
   def step(carry, i):
     nodes, cache, here = carry
     ended = nodes.leaf[row, here]
-    node, fits = _select(nodes, S - i, T, explore)
+    node, fits = _select(nodes, ends, S - i, T, explore)
     fits &= nodes.leaf.sum(1) < G
     node = jnp.where(ended, node, here)
     alive = ~ended | fits
@@ -234,11 +236,11 @@ def value_guided(
   return _as_tree(game.trie, nodes, token, logp, G)
 
 
-def _select(nodes, left, T, explore):
+def _select(nodes, ends, left, T, explore):
   """The node i32[B] to branch, and whether there is one bool[B]."""
   B, M = nodes.depth.shape
-  fits = nodes.open.any(-1) & (nodes.depth >= 0) & (nodes.depth <= T - 2)
-  fits &= T - 1 - nodes.depth <= left
+  fits = nodes.open.any(-1) & (nodes.depth >= 0) & ~nodes.leaf
+  fits &= ends[:, None] - nodes.depth <= left
   at = (nodes.depth[..., None] == jnp.arange(T)[None, None]).astype(
     nodes.priority.dtype
   )
@@ -267,6 +269,7 @@ def _children(policy, params, value, game, rules, state, placed, rank, depth):
       x[None, None] for x in (state, placed, rank, depth)
     )
     level = depth % L
+    left = legality.length(trie)[:, None] - t // L
     alive = legality.alive(trie, placed, t // L, rules)
     items = legality.under(trie, alive, rank, level)
     legal = legality.children(trie, items, level)
@@ -274,7 +277,7 @@ def _children(policy, params, value, game, rules, state, placed, rank, depth):
     logp = legality.log_probs(trie, scores, items, legal, level)
     mass = legality.masses(scores, items)
     worth = legality.run_mean(
-      trie, value(prompt, state, level, t // L), mass, level
+      trie, value(prompt, state, level, left), mass, level
     )
     return logp[0, 0], jnp.where(legal, worth, 0)[0, 0], legal[0, 0]
 

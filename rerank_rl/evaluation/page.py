@@ -148,7 +148,7 @@ def render(
   """The whole page.
 
   Args:
-    facts: name -> text at the top: dataset, protocol, command.
+    facts: name -> text at the top: dataset, its version, ..., command.
     rows: of `judge.summarise`.
     history: stage -> [{"step": 10, metric: value}].
     calibrations: title -> `judge.calibration`.

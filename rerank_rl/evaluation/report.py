@@ -39,6 +39,8 @@ def write(
   folder: str | os.PathLike[str],
   *,
   dataset: str,
+  version: str,
+  split: str,
   protocol: str,
   command: str,
   rows: Sequence[Mapping[str, Any]],
@@ -52,7 +54,9 @@ def write(
 
   Args:
     folder: where to.
-    dataset: what was judged, with its version and split.
+    dataset: what was judged.
+    version: of its contents.
+    split: of its rows.
     protocol: which part of the protocol, e.g. "value".
     command: the command line that repeats the run.
     rows: of `judge.summarise`, in the order in which to show them.
@@ -64,7 +68,13 @@ def write(
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  facts = {"dataset": dataset, "protocol": protocol, "command": command}
+  facts = {
+    "dataset": dataset,
+    "version": version,
+    "split": split,
+    "protocol": protocol,
+    "command": command,
+  }
   seen = history or {}
   html = page.render(
     facts,

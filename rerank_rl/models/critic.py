@@ -28,7 +28,7 @@ class Critic(nn.Module):
 
   Attributes:
     levels: L.
-    slots: K.
+    slots: K, of whole slates.
     offset: where values start: a typical slate's worth, shared by its slots.
   """
 
@@ -38,23 +38,23 @@ class Critic(nn.Module):
 
   @nn.compact
   def __call__(
-    self, prompt: Prompt, state: Array, level: Array, slot: Array
+    self, prompt: Prompt, state: Array, level: Array, left: Array
   ) -> Array:
     """Values f32[B, X, N] by rank of this item and all later ones.
 
-      v(s, i) = (slots left) offset + base(s) + query(s) . key(i)
+      v(s, i) = left offset + base(s) + query(s) . key(i)
 
     Args:
       prompt: of the policy.
       state: f32[B, X, d], the states that choose.
       level: i32[], of the token to choose; may be traced.
-      slot: i32[B, X], the slot that it belongs to.
+      left: i32[B, X], slots still to fill, its own included.
     """
     state, keys = jax.lax.stop_gradient((state, prompt.keys[:, level]))
     dtype, width = state.dtype, state.shape[-1]
     dense = functools.partial(nn.Dense, dtype=dtype, param_dtype=dtype)
     hidden = nn.gelu(dense(2 * width)(state))
-    kind = jnp.where(slot < self.slots - 1, 1, 2)
+    kind = jnp.where(left > 1, 1, 2)
     kind = jax.nn.one_hot(
       jnp.where(level < self.levels - 1, 0, kind), KINDS, dtype=dtype
     )
@@ -67,8 +67,8 @@ class Critic(nn.Module):
     per_slot = self.param(
       "offset", nn.initializers.constant(self.offset / self.slots), (), dtype
     )
-    left = per_slot * (self.slots - slot[..., None])
-    return left + base.sum(-1, keepdims=True) + dot
+    start = per_slot * left[..., None]
+    return start + base.sum(-1, keepdims=True) + dot
 
 
 def value_of(policy: Policy, params: Any) -> Callable[..., Array]:

@@ -5,7 +5,7 @@ Letters as in prefix_lm.py.
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Policy(NamedTuple):
       (state f32[B, C, Q, d], cache); feeds the token at depth t.
     logits: (params, prompt, state f32[B, X, d], level) -> f32[B, X, N], the
       items' scores by rank, which `legality.log_probs` sums to tokens';
-      `level` may be traced.
+      `level` may be traced. Of `wide` type, whatever the network's.
     states: (params, prompt, ranks i32[B, G, K]) -> f32[B, G, K, L, d], the
       states that choose the tokens of G slates a request.
     score: the same -> f32[B, G, K, L, N], their logits.
@@ -57,6 +57,16 @@ class Policy(NamedTuple):
 
 
 DTYPES = ("float32", "bfloat16", "float64")  # The last needs x64.
+
+
+def wide(dtype: Any) -> Any:
+  """The type of probabilities beside networks of `dtype`: f32 at least.
+
+  bf16 has 128 numbers from .5 to 1: likely items would be taken for others, and
+  of uniform numbers some items would have none.
+  """
+  return jnp.promote_types(dtype, jnp.float32)
+
 
 # A head is a module; the tokens of pointer heads are positions.
 HEADS = {
@@ -135,7 +145,9 @@ def make_policy(config: PolicyConfig, sizes: Sizes) -> Policy:
 
   def logits(params, prompt, state, level):
     query = module.apply({"params": params}, state, level, method="queries")
-    return jnp.einsum("bxd,bnd->bxn", query, prompt.keys[:, level])
+    keys = prompt.keys[:, level]
+    fine = wide(config.dtype)
+    return jnp.einsum("bxd,bnd->bxn", query, keys, preferred_element_type=fine)
 
   def states(params, prompt, ranks):
     return _states(params, prompt, ranks, step, L)

@@ -54,11 +54,12 @@ def along(
   ranks = sample.ranks_of(trie, slate)
   rank, slot, alive = learner.walk(trie, ranks, rules)
   real = rank >= 0
+  left = legality.length(trie)[:, None] - slot
 
   def at(state, level):
     items = legality.under(trie, alive, rank, level)
     mass = legality.masses(policy.logits(params, prompt, state, level), items)
-    worth = value(prompt, state, level, slot)
+    worth = value(prompt, state, level, left)
     of_runs = legality.run_mean(trie, worth, mass, level)
     chosen = jnp.take_along_axis(
       of_runs, jnp.maximum(rank, 0)[..., None], axis=-1
@@ -99,7 +100,9 @@ def lambda_returns(values: PathValues, outcome: Outcome, decay: float) -> Array:
   last = lambda x: jnp.moveaxis(x, -1, 0)
   rewards = credit.on_tokens(outcome.per_item, values.mean.shape[-1])
   xs = last(values.mean), last(values.real), last(rewards)
-  _, out = jax.lax.scan(back, outcome.bootstrap, xs, reverse=True)
+  kind = jnp.result_type(outcome.bootstrap, values.mean)
+  end = outcome.bootstrap.astype(kind)
+  _, out = jax.lax.scan(back, end, xs, reverse=True)
   return jax.lax.stop_gradient(jnp.moveaxis(out, 0, -1))
 
 

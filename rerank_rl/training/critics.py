@@ -30,7 +30,12 @@ class Method(NamedTuple):
 
 
 def first_item(policy: Policy, params, game: sample.Game) -> Array:
-  """P(a candidate is placed first) f32[B, N], by position."""
+  """A candidate's share of the first token's mass f32[B, N], by position.
+
+  P(it is placed first) for HPN and pointers, whose tokens are decided by one
+  set of scores; where deeper tokens have scores of their own, what is known of
+  it before any token is chosen.
+  """
   items = game.trie.real[:, None]
   scores = policy.logits(params, game.prompt, game.prompt.root[:, None], 0)
   mass = legality.masses(scores, items)[:, 0]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rerank_rl.config import Config
-from rerank_rl.data import load, schema, synthetic
+from rerank_rl.data import load, schema
 from rerank_rl.data.sequences import Sequences, Windows
 from rerank_rl.decoding import catalogue as catalogues
 from rerank_rl.decoding import next_item as decoding
@@ -72,14 +72,8 @@ def start(config: Config, root: pathlib.Path, mesh=None) -> NextItem:
   loader = load.SEQUENCES[config.data.name]
   setting = opened(NextItem, loader, config, root, mesh, lambda data: data.sids)
   # Sequences are cut to the history's length when they are loaded.
-  return setting.identified(
-    "data",
-    config.data,
-    config.world,
-    synthetic.seed_of(config),
-    config.protocol,
-    config.next_item.history,
-  )
+  data = setting.identity["data"], config.protocol, config.next_item.history
+  return setting.identified("data", *data)
 
 
 # Jitted once a module, or every stage would compile anew.

@@ -44,7 +44,7 @@ def check(config: Config) -> None:
   """
   pipeline.check_stages(config, STAGES, ("tokenizer", sft.STAGE))
   load.check(config, load.SEQUENCES)
-  refuse_unread(config, "data.feedback")
+  refuse_unread(config, "data.feedback", "session", "ranker", "demo")
   policy.check(config.policy)
   states.check(config.sft, "config.sft")
   if rl.STAGE in config.stages:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from rerank_rl.config import Config, ConfigError, check_choice
+from rerank_rl.config import Config, ConfigError, check_choice, refuse_unread
 from rerank_rl.data import load
 from rerank_rl.data import pipeline as data_pipeline
 from rerank_rl.evaluation import judge as judges
@@ -47,7 +47,15 @@ STAGES = {
   "ranker": ranker.run,
 }
 # Stages that take up what another one left.
-NEEDS = {"mine": "lookahead", "distill": "mine", "critic": "sft", "rl": "sft"}
+NEEDS = {
+  "lookahead": "evaluators",  # It is one more of them, judged by their side.
+  "mine": "lookahead",
+  "distill": "mine",
+  "critic": "sft",
+  "rl": "sft",
+}
+# What one stage alone reads, and no variant sets beside others.
+_ALONE = {"ranker": "ranker", "distill": "distill.objective", "rl": "rl.bonus"}
 # What reports call the systems that no run learns.
 TAKEN = (
   *("ranker_order", "popularity", "ranker_reversed", "popularity_reversed"),
@@ -119,6 +127,10 @@ def check(config: Config) -> None:
       raise ConfigError(
         f"config.stages has {stage!r} without {needed!r} before it."
       )
+  refuse_unread(config, "session", "next_item", "item_to_item")
+  for stage, field in _ALONE.items():
+    if stage not in config.stages:
+      refuse_unread(config, field)
   last = [stage for stage in LAST if stage in config.stages]
   if len(last) > 1:
     raise ConfigError(
@@ -187,6 +199,11 @@ def check_weights(setting: settings.Run) -> None:
       f"config.data.weights={setting.weights} should give one weight for each "
       f"signal of {dataset.name}: "
       f"{', '.join(dataset.signals) or 'it has none'}."
+    )
+  if dataset.signals and not any(setting.weights):
+    raise ConfigError(
+      f"config.data.weights={setting.weights}: no feedback would be worth "
+      "anything; give one signal a weight."
     )
 
 
@@ -298,6 +315,8 @@ def publish(
     report.write(
       folder,
       dataset=setting.dataset.name,
+      version=setting.version,
+      split="test",
       protocol=setting.config.protocol,
       command=command,
       rows=rows,

@@ -57,7 +57,8 @@ def check(config: Config) -> None:
       f"{', '.join(LEARNERS)}."
     )
   load.check(config, sessions.SESSIONS)
-  refuse_unread(config, "data.feedback")
+  refuse_unread(config, "data.feedback", "rl.reward", "rl.bonus")
+  refuse_unread(config, "next_item", "item_to_item", "ranker", "demo")
   if response.STAGE in config.stages:
     response.check(config)
   elif config.data.name not in session_setting.KNOWN:

@@ -157,6 +157,4 @@ def start(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:
     A SessionRun without artifacts.
   """
   loader = sessions.SESSIONS[config.data.name]
-  setting = opened(SessionRun, loader, config, root, mesh)
-  world_seed = synthetic.seed_of(config)
-  return setting.identified("data", config.data, config.world, world_seed)
+  return opened(SessionRun, loader, config, root, mesh)

@@ -49,6 +49,7 @@ class Run:
     root: folder of the stages' artifacts.
     finished: whether every stage's artifact must be there; nothing is made.
     identity: stage -> fingerprint of all that its artifact depends on.
+    version: `schema.version` of the data.
     catalogue: features and, after `tokenizer`, semantic IDs.
     params: system -> parameters, after the stages that learn one.
     judges: name -> Judge, after the stages that fit evaluators.
@@ -61,6 +62,7 @@ class Run:
   mesh: jax.sharding.Mesh
   root: pathlib.Path
   identity: Mapping[str, str]
+  version: str
   catalogue: Catalogue
   finished: bool = False
   params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -151,6 +153,10 @@ _REWARDS = {
 }
 
 
+# Data that a config and a seed make.
+MADE = ("world", "trust")
+
+
 def opened(
   kind: type[AnyRun],
   loader: Callable[[Config], Any],
@@ -160,7 +166,7 @@ def opened(
   sids: Callable[[Any], np.ndarray | None] = lambda dataset: None,
   **own: Any,
 ) -> AnyRun:
-  """A run of a kind on its data, without artifacts or identity.
+  """A run of a kind on its data, without artifacts.
 
   Args:
     kind: of run.
@@ -170,6 +176,9 @@ def opened(
     mesh: devices; None = all.
     sids: the data's semantic IDs, None where they are still to be made.
     **own: the kind's further attributes.
+
+  Returns:
+    With the identity of its data. It does not hang on training's numbers.
   """
   begin = time.monotonic()
   dataset = loader(config)
@@ -182,16 +191,22 @@ def opened(
     len(dataset.item_ids),
     {k: schema.num_rows(v) for k, v in dataset.splits.items()},
   )
-  return kind(
+  version = schema.version(dataset)
+  # What is made, and not read, is known by its numbers.
+  read = "" if config.data.name in MADE else version
+  run = kind(
     config=config,
     dataset=dataset,
     mesh=mesh_lib.make() if mesh is None else mesh,
     root=root,
     identity={},
+    version=version,
     catalogue=Catalogue(jnp.asarray(dataset.features), jnp.asarray(known)),
     timing={"data": time.monotonic() - begin},
     **own,
   )
+  world_seed = synthetic.seed_of(config)
+  return run.identified("data", config.data, config.world, world_seed, read)
 
 
 def start(config: Config, root: pathlib.Path, mesh=None) -> Setting:
@@ -208,10 +223,7 @@ def start(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   world = None
   if config.data.name == "world":
     world = synthetic.world_of(config)
-  setting = opened(Setting, load.load, config, root, mesh, world=world)
-  # The data's own identity does not hang on training's numbers.
-  world_seed = synthetic.seed_of(config)
-  return setting.identified("data", config.data, config.world, world_seed)
+  return opened(Setting, load.load, config, root, mesh, world=world)
 
 
 def by_chunks(function: Callable, size: int, *columns: Any) -> Any:

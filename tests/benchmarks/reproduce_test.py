@@ -31,6 +31,8 @@ def _run(out, row, seed, systems, history=(), table=TABLE):
   report.write(
     workdir,
     dataset="world",
+    version="",
+    split="test",
     protocol="value",
     command="",
     rows=judge.summarise(judged, seed, resamples=10),
@@ -111,6 +113,22 @@ def test_a_table_is_replaced_in_its_place(tmp_path):
   assert "one" not in text
   assert text.index("three") < text.index("two")
   assert text.count("<!--") == 4
+
+
+def test_a_published_table_stays_until_all_of_its_runs_are_there(
+  tmp_path, capsys
+):
+  docs, worth = tmp_path / "results.md", np.arange(1.0, 4.0)
+  reproduce.write(docs, "t", "published")
+  todo = [(row, FIRST + i) for row in TABLE.rows for i in range(row.seeds)]
+  for row, seed in todo[:-1]:
+    _run(tmp_path, row, seed, {row.system: worth})
+  reproduce.publish("t", TABLE, tmp_path, docs)
+  assert "published" in docs.read_text()
+  assert "missing: 1 of 5 runs" in capsys.readouterr().out
+  _run(tmp_path, *todo[-1], {"prm": worth})
+  reproduce.publish("t", TABLE, tmp_path, docs)
+  assert "published" not in docs.read_text() and not capsys.readouterr().out
 
 
 def test_every_table_names_configs_and_its_own_system():

@@ -8,6 +8,7 @@ import pytest
 from rerank_rl.config import Config, ConfigError, DataConfig
 from rerank_rl.data import kuairand, schema
 from rerank_rl.types import PAD
+from tests.data import movielens_test
 
 USERS, VIDEOS, DAY = 30, 160, 86_400_000
 DATES = [*range(20220425, 20220431), *range(20220501, 20220509)]
@@ -33,12 +34,7 @@ def write(path):
           "is_like": 0,
         }
       )
-  for name, part in zip(
-    kuairand.LOGS,
-    ([r for r in log if r["date"] < 20220501],
-     [r for r in log if r["date"] >= 20220501]),
-  ):  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(part[::-1]), path / name)
+  write_logs(path, log)
   sequences = [
     {
       "user_id": u,
@@ -70,6 +66,15 @@ def write(path):
   ]
   pq.write_table(pa.Table.from_pylist(users), path / "user_features.parquet")
   return log
+
+
+def write_logs(path, log):
+  for name, part in zip(
+    kuairand.LOGS,
+    ([r for r in log if r["date"] < 20220501],
+     [r for r in log if r["date"] >= 20220501]),
+  ):  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(part[::-1]), path / name)
 
 
 def config(path):
@@ -167,6 +172,43 @@ def test_the_future_leaves_no_trace(loaded, tmp_path):
   np.testing.assert_array_equal(
     other.splits["train"].request.scores, data.splits["train"].request.scores
   )
+
+
+def test_whom_a_user_meets_in_the_end_leaves_no_trace(
+  loaded, tmp_path, monkeypatch
+):
+  """Other videos in held-out slates: pairs and counts, not feedback.
+
+  Of what was shown after 5 May: earlier clicks count as training's.
+  """
+  log, _, path = loaded
+  for source in path.iterdir():
+    (tmp_path / source.name).write_bytes(source.read_bytes())
+  held_out = {
+    (user, row["video_id"])
+    for split, user, block in expected_slates(log)
+    for row in block
+    if split != "train" and row["date"] > 20220505
+  }
+  changed = [dict(row) for row in log]
+  for row in changed:
+    if row["tab"] == 1 and (row["user_id"], row["video_id"]) in held_out:
+      row["video_id"] += 60  # Beyond all that this user meets.
+  write_logs(tmp_path, changed)
+  met = np.zeros((USERS, VIDEOS), bool)
+  met[:, 159] = met[np.arange(USERS), np.arange(USERS)] = True
+  for row in (*log, *changed):
+    met[row["user_id"], row["video_id"]] = True
+  both, masses = movielens_test.loaded_without_draws(
+    monkeypatch, kuairand.load, (config(path), config(tmp_path)), met
+  )
+  movielens_test.assert_fitted_alike(*both)
+  np.testing.assert_array_equal(*masses)
+  one, two = (
+    np.take_along_axis(x.request.candidates, x.slate, 1)
+    for x in (data.splits["test"] for data in both)
+  )
+  assert (one != two).mean() > 0.5 and set(np.unique(two - one)) <= {0, 60}
 
 
 def test_unknown_videos_and_missing_files_are_named(loaded, tmp_path):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rerank_rl.config import Config, ConfigError, DataConfig
-from rerank_rl.data import movielens, schema
+from rerank_rl.data import movielens, public, schema
 from rerank_rl.types import PAD
 
 USERS, MOVIES = 40, 150
@@ -29,10 +29,14 @@ def write(path, as_dat=False):
     lines = ["::".join(map(str, row)) for row in table.tolist()]
     (path / "ratings.dat").write_text("\n".join(lines))
     return table
+  write_ratings(path, table)
+  return table
+
+
+def write_ratings(path, table):
   names = ["user_id", "movie_id", "rating", "timestamp"]
   columns = pa.table({n: table[:, k] for k, n in enumerate(names)})
   pq.write_table(columns, path / "ratings.parquet")
-  return table
 
 
 def config(path, **values):
@@ -61,6 +65,61 @@ def users_of(table, data, part):
     known = {*slate, *data.item_ids[history[history != PAD]].tolist()}
     found.append([u for u in met if known <= met[u]])
   return found, met
+
+
+def held_out(table, data, *splits):
+  """bool[ratings]: those in the slates of some splits, one a user in each."""
+  names = table[:, 0] * 1000 + table[:, 1]
+  owner = np.arange(1, USERS + 1)[:, None] * 1000
+  slates = [owner + items_of(data, data.splits[split]) for split in splits]
+  return np.isin(names, slates)
+
+
+def loaded_without_draws(monkeypatch, load, configs, met):
+  """Data sets whose other candidates hang on no one's log, and their masses.
+
+  Whom a user meets is nobody's candidate, in whatever split: held-out slates
+  of other items would change which negatives training rows are given, and
+  with them all that is fitted. Here these are items that `met` leaves free.
+
+  Args:
+    monkeypatch: pytest's.
+    load: an adapter's.
+    configs: one a data set.
+    met: bool[users, M], whom each user meets in any of them.
+
+  Returns:
+    (data sets, the mass that each asks candidates to be drawn with).
+  """
+  masses = []
+
+  def draw(random, owner, known, mass, count):
+    del random
+    assert not (known & ~met).any()
+    masses.append(mass)
+    free = [np.flatnonzero(~met[user])[:count] for user in owner]
+    return np.array(free, np.int32)
+
+  monkeypatch.setattr(public.slates, "draw_unmet", draw)
+  return [load(config) for config in configs], masses
+
+
+def assert_fitted_alike(data, other):
+  """What training fits, and all that it makes of a row that stayed itself."""
+  for name in ("item_ids", "features", "vectors", "warm"):
+    np.testing.assert_array_equal(getattr(other, name), getattr(data, name))
+  jax.tree.map(
+    np.testing.assert_array_equal, other.splits["train"], data.splits["train"]
+  )
+  # Of held-out rows: what was not shown is scored by the history alone.
+  compared = 0
+  for split in ("valid", "test"):
+    one, two = (x.splits[split].request for x in (data, other))
+    same = one.candidates == two.candidates
+    same &= (one.history == two.history).all(1, keepdims=True)
+    np.testing.assert_array_equal(one.scores[same], two.scores[same])
+    compared += same.sum()
+  assert compared > 0
 
 
 def test_last_slates_are_test_and_those_before_valid(loaded):
@@ -115,26 +174,48 @@ def test_signals_are_thresholds_on_stars(loaded):
 
 
 def test_test_ratings_leave_no_trace_in_factors_or_scores(loaded, tmp_path):
-  """Other stars and movies in the last slate change nothing else."""
+  """Other stars in the last slate change nothing else."""
   table, data, path = loaded
   for name in ("users.dat", "movies.dat"):
     (tmp_path / name).write_bytes((path / name).read_bytes())
-  late = np.isin(
-    table[:, 0] * 1000 + table[:, 1],
-    (np.arange(1, USERS + 1)[:, None] * 1000
-     + items_of(data, data.splits["test"])).ravel(),
-  )  # fmt: skip
   changed = table.copy()
+  late = held_out(table, data, "test")
   changed[late, 2] = 6 - changed[late, 2]
-  names = ["user_id", "movie_id", "rating", "timestamp"]
-  columns = pa.table({n: changed[:, k] for k, n in enumerate(names)})
-  pq.write_table(columns, tmp_path / "ratings.parquet")
+  write_ratings(tmp_path, changed)
   other = movielens.load(config(tmp_path))
   np.testing.assert_array_equal(other.features, data.features)
   for name in schema.SPLITS:
     np.testing.assert_array_equal(
       other.splits[name].request.scores, data.splits[name].request.scores
     )
+
+
+def test_whom_a_user_meets_in_the_end_leaves_no_trace(
+  loaded, tmp_path, monkeypatch
+):
+  """Other movies in the last two slates: pairs and counts, not stars."""
+  table, data, path = loaded
+  for name in ("users.dat", "movies.dat"):
+    (tmp_path / name).write_bytes((path / name).read_bytes())
+  late = held_out(table, data, "valid", "test")
+  # Seeded so that the same movies are rated: these are the catalogue.
+  changed, random = table.copy(), np.random.default_rng(1)
+  row_of = lambda movies: np.searchsorted(data.item_ids, movies)
+  met = np.zeros((USERS, data.item_ids.size), bool)
+  met[table[:, 0] - 1, row_of(table[:, 1])] = True
+  for user in range(USERS):
+    rows = late & (table[:, 0] == user + 1)
+    changed[rows, 1] = random.permutation(data.item_ids[~met[user]])[:12]
+  met[changed[:, 0] - 1, row_of(changed[:, 1])] = True
+  write_ratings(tmp_path, changed)
+  both, masses = loaded_without_draws(
+    monkeypatch, movielens.load, (config(path), config(tmp_path)), met
+  )
+  assert_fitted_alike(*both)
+  np.testing.assert_array_equal(*masses)
+  for split in ("valid", "test"):
+    one, two = (items_of(x, x.splits[split]) for x in both)
+    assert (one != two).all()
 
 
 def test_loading_twice_gives_the_same_and_ratings_dat_will_do(loaded, tmp_path):

@@ -46,6 +46,30 @@ def test_a_sound_data_set_passes():
   assert schema.validate(sound) is sound
 
 
+def test_a_version_is_that_of_the_log():
+  """What is read decides, not what a loader fits to it."""
+  first = dataset()
+  row = impression()
+  changed = (
+    {
+      "splits": {
+        **first.splits,
+        "train": row.replace(feedback=0 * row.feedback),
+      }
+    },
+    {"splits": {**first.splits, "test": row.replace(slate=row.slate[:, ::-1])}},
+    {"item_ids": np.array(["a", "b", "c", "d", "e"], object)},
+    {"item_ids": np.array(["a", "b", "c", "d", "f"], object)},
+    {"timestamps": {**first.timestamps, "valid": np.ones(4, np.int64)}},
+  )
+  found = [
+    schema.version(dataclasses.replace(first, **change)) for change in changed
+  ]
+  assert len({schema.version(first), *found}) == 1 + len(changed)
+  again = dataclasses.replace(first, features=np.ones((5, 2), np.float32))
+  assert schema.version(again) == schema.version(dataset())
+
+
 CATALOGUE = {
   "features": np.full((5, 2), np.nan, np.float32),
   "vectors": np.zeros((4, 2), np.float32),

@@ -1,10 +1,12 @@
 """Trees of a fixed shape: nodes by depth, siblings, samples, cost."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from rerank_rl.decoding import fixed_tree, tree
+from rerank_rl.decoding import fixed_tree, legality, sample, tree
+from rerank_rl.rl import learner
 from rerank_rl.types import PAD
 from tests import toys
 
@@ -73,3 +75,28 @@ def test_forward_tokens():
   assert fixed_tree.forward_tokens((1,), 18) == 17
   assert fixed_tree.forward_tokens((2, 3), 5) == 2 + 6 + 6 + 6
   assert fixed_tree.leaves((2, 3)) == 6
+
+
+def test_a_slot_that_rules_leave_empty_is_fed_as_the_learner_feeds_it():
+  """One item is pinned to two slots: the second stays empty, the third not."""
+  policy, params = toys.policy("global")
+  rules = [legality.pin(jnp.full((4, 3), PAD).at[0].set(jnp.array([3, 3, -1])))]
+
+  @jax.jit
+  def both(params, game):
+    made = fixed_tree.fixed_tree(
+      policy, params, game, (1, 1, 1, 1, 1, 1, 3), jax.random.key(0), rules
+    )
+    chains = sample.chains(policy, params, game, jax.random.key(1), 3, 1, rules)
+    scores = learner.score_slates(policy, params, game, made.slate, rules)
+    return made, chains, scores
+
+  made, chains, scores = both(params, toys.game(policy, params))
+  for found in (made, chains):
+    slate = np.asarray(found.slate)[0]
+    slate = slate[slate[:, 0] != PAD]  # A node may lack children.
+    assert len(slate) and (slate[:, :2] == (3, PAD)).all()
+    assert (slate[:, 2] >= 0).all()
+  np.testing.assert_allclose(
+    tree.on_path(made, made.logp_old), scores.logp, atol=1e-5
+  )

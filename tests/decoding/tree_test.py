@@ -94,6 +94,53 @@ def test_invariants(kind):
     assert (np.asarray(getattr(t, name))[~real] == 0).all()
 
 
+@functools.cache
+def _others():
+  """Explorers that no other test here asks; a policy that compiles soon."""
+  policy, params = toys.policy("hpn")
+
+  @jax.jit
+  def grow(params, game):
+    one, two = jax.random.split(jax.random.key(0))
+    return (
+      sample.stratified(policy, params, game, one, 8),
+      sample.chains(policy, params, game, two, 2, temperature=0.0),
+    )
+
+  made = jax.device_get(grow(params, toys.game(policy, params)))
+  return dict(zip(("stratified", "greedy"), made, strict=True))
+
+
+@pytest.mark.parametrize(
+  ("kind", "iid", "known"),
+  [
+    ("chains", True, True),
+    ("merged", True, True),
+    # Each leaf on its own is a sample of the policy, together they are not.
+    ("stratified", False, True),
+    ("greedy", False, False),
+    ("beam", False, False),
+    ("value_guided", False, False),
+    # Drawn without replacement: no edge has a probability of its own.
+    ("fixed_tree", False, False),
+  ],
+)
+def test_the_explorers_probability_is_the_policys_or_none(kind, iid, known):
+  """Who weighs rollouts by exp(logp_old - log_q) gets 1, or NaN: no number."""
+  others = ("stratified", "greedy")
+  t = _others()[kind] if kind in others else _tree(kind)[0]
+  assert t.iid is iid
+  real = np.asarray(t.token) != PAD
+  assert real.any() and (t.log_q[~real] == 0).all()
+  if known:
+    np.testing.assert_array_equal(t.log_q, t.logp_old)
+    leaf = tree.on_path(t, t.log_q).sum(-1)
+    np.testing.assert_array_equal(leaf, tree.on_path(t, t.logp_old).sum(-1))
+    assert (t.log_q[real] < -1e-3).mean() > 0.2
+  else:
+    assert np.isnan(t.log_q[real]).all()
+
+
 def test_siblings_of_a_complete_beam_sum_to_one():
   t, _ = _wide_beam()
   for b in (0, 3):

@@ -45,6 +45,12 @@ def test_the_budget_is_kept_and_spent(budget):
   assert (spent[list(FULL)] > budget - T).all()
 
 
+def test_a_short_slate_costs_its_own_tokens_alone():
+  """Two candidates make two slates of six tokens: twelve pay for both."""
+  slates = np.asarray(_search(12).slate[2])
+  assert {tuple(x) for x in slates if x[0] != PAD} == {(0, 1, PAD), (1, 0, PAD)}
+
+
 def test_leaves_can_be_bounded():
   whole, few = _search(40), _search(40, leaves=3)
   # The same search, ended when its places are taken.
@@ -131,9 +137,10 @@ def test_worth_says_where_to_branch():
   """Where first items alone have worth, the best untried one is next."""
   policy, params = toys.policy("pointer")
 
-  def value(wanted, prompt, state, level, slot):
+  def value(wanted, prompt, state, level, left):
     good = jnp.arange(prompt.keys.shape[2]) == wanted
-    return jnp.where((slot == 0)[..., None] & good[None, None], 5.0, 0.0)
+    first = (left == toys.SIZES.slots)[..., None]
+    return jnp.where(first & good[None, None], 5.0, 0.0)
 
   game = toys.game(policy, params)
 

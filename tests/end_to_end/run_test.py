@@ -6,11 +6,15 @@ import pathlib
 import random
 import time
 
+from absl import app
 import numpy as np
 import pytest
 
+from launch import errors
+from rerank_rl.data import movielens
 from rerank_rl.evaluation import report
 from tests import programs
+from tests.data import movielens_test
 from tests.end_to_end import micro
 
 
@@ -105,3 +109,67 @@ def test_a_finished_run_does_no_work_again(undisturbed):
   before = files()
   programs.finish(_start(folder / "calm"))
   assert files() == before
+
+
+def _train(argv: list[str]) -> None:
+  # Its flags are those of this process alone.
+  from launch import train
+
+  errors.run(app, train.main)  # It reads sys.argv.
+
+
+# Little of everything: the programs' size decides how long this takes.
+RECOVERY = {
+  "stages": "('tokenizer','sft','rl')",
+  "tokenizer.levels": 2,
+  "policy.head": "hpn",
+  "policy.dim": 8,
+  "rl.group": 2,
+  **{
+    f"{part}.{name}": value
+    for part in ("sft", "rl_train")
+    for name, value in (
+      ("steps", 2),
+      ("batch_size", 8),
+      ("warmup_steps", 1),
+      ("eval_every", 2),
+    )
+  },
+}
+
+
+def test_logged_items_are_recovered_without_an_evaluator(tmp_path):
+  source, work = tmp_path / "source", tmp_path / "work"
+  source.mkdir()
+  movielens_test.write(source)
+  argv = [
+    "--config=configs/glorank_rl.py:movielens_1m,recovery,smoke",
+    f"--config.data.path={source}",
+    *(f"--config.{name}={value}" for name, value in RECOVERY.items()),
+    f"--workdir={work}",
+  ]
+  programs.finish(programs.Program(_train, argv, 1))
+  facts = json.loads((work / "report.json").read_text())
+  assert (facts["dataset"], facts["protocol"]) == ("movielens_1m", "recovery")
+  metrics = {row["system"]: row["metrics"] for row in facts["rows"]}
+  assert {"glorank_sft", "glorank_rl"} <= set(metrics)
+  # Beside what the set's own user would guess, the controls for leaks.
+  assert {"ranker_reversed", "score_popularity_logistic"} <= set(metrics)
+  for own in metrics.values():
+    assert 0 < own["ndcg@6"] < 1 and 0 < own["precision@6"] < 1
+    assert not {"true_utility", "evaluator_a", "evaluator_b"} & set(own)
+  for stage in ("sft", "rl"):
+    assert [seen["step"] for seen in facts["history"][stage]] == [0, 2]
+    assert all(0 < seen["ndcg"] < 1 for seen in facts["history"][stage])
+  # The ranker's order by hand: what is relevant was shown and clicked.
+  test = movielens.load(movielens_test.config(source)).splits["test"]
+  label = np.zeros(test.request.candidates.shape)
+  np.put_along_axis(label, test.slate, test.feedback[..., 0], 1)
+  best = np.argsort(-test.request.scores, 1, kind="stable")[:, :6]
+  discount = 1 / np.log2(np.arange(6) + 2)
+  got = np.take_along_axis(label, best, 1) @ discount
+  ideal = -np.sort(-label, 1)[:, :6] @ discount
+  wanted = (got[ideal > 0] / ideal[ideal > 0]).mean()
+  np.testing.assert_allclose(
+    metrics["ranker_order"]["ndcg@6"], wanted, rtol=1e-4
+  )

@@ -1,11 +1,14 @@
-"""Off-policy estimates against the truth of a small enumerable cascade."""
+"""Off-policy estimates against truths: a small cascade's, and the world's."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
 
 from rerank_rl.evaluation import estimators
+from rerank_rl.world import utility
+from tests.world import world_test
 
 ITEMS, K = 4, 3
 APPEAL = np.array([0.2, 0.5, 0.7, 0.35])
@@ -79,6 +82,50 @@ def test_independent_is_biased_in_a_cascade_but_varies_less():
   assert alone.error[2] < cascade.error[2]
   assert alone.ess[2] > cascade.ess[2]
   assert alone.value[0] == pytest.approx(cascade.value[0])
+
+
+@functools.cache
+def _world_log():
+  """A log of the world, two top slots, and what another policy makes of them.
+
+  Who knows the user puts first what he likes, and then what is least alike.
+  Slots below change nothing in those two, whose 90 pairs can be enumerated.
+
+  Returns:
+    (clicks, propensity, target), each [n, 2], and the truth f64[2].
+  """
+  world, log = world_test.log(world_test.SMALL, 8192)
+  candidates, score = log.request.candidates, log.request.scores
+  n, N = candidates.shape
+  liking = world_test.relevances(world, log.hidden)
+  first = np.exp(score + np.take_along_axis(liking, candidates, 1))
+  first /= first.sum(1, keepdims=True)
+  z = np.asarray(world.z)[candidates]
+  alike = np.maximum(np.einsum("bid,bjd->bij", z, z), 0)
+  then = np.exp(score[:, None] - 3 * alike) * (1 - np.eye(N))[None]
+  then /= then.sum(2, keepdims=True)
+  pairs = np.array(list(itertools.permutations(range(N), 2)))
+  chance = first[:, pairs[:, 0]] * then[:, pairs[:, 0], pairs[:, 1]]
+  worth = utility.per_item(world, log.hidden, candidates[:, pairs])
+  truth = np.einsum("bp,bpk->k", chance, np.asarray(worth)) / n
+  row, (top, second) = np.arange(n), log.slate[:, :2].T
+  target = np.stack([first[row, top], then[row, top, second]], 1)
+  return log.feedback[:, :2, 0], log.propensity[:, :2], target, truth
+
+
+@pytest.mark.parametrize("self_normalised", [False, True])
+def test_the_worlds_log_tells_what_another_policy_is_worth(self_normalised):
+  """Its own propensities, examination and fatigue against the closed form."""
+  *logged, truth = _world_log()
+  mask = np.ones(logged[0].shape, bool)
+  found = estimators.reward_interaction(*logged, mask, self_normalised)
+  assert (np.abs(found.value - truth) < 3 * found.error).all()
+  assert (np.abs(logged[0].mean(0) - truth) > 2 * found.error).all()
+  # Its second slot is read under other items than the log's.
+  alone = estimators.independent(*logged, mask, self_normalised)
+  assert alone.value[0] == found.value[0]
+  assert np.abs(alone.value - truth)[1] > 2 * alone.error[1]
+  assert alone.error[1] < found.error[1]
 
 
 @pytest.mark.parametrize("self_normalised", [False, True])

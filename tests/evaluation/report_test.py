@@ -49,6 +49,8 @@ def _write(folder, **changes):
     folder,
     **{
       "dataset": "world <1> & test",
+      "version": "a1",
+      "split": "test",
       "protocol": "value",
       "command": "python -m launch.train --config=x.py",
       "rows": ROWS,
@@ -72,8 +74,8 @@ def folder(tmp_path_factory):
 def test_report_json(folder):
   text = (folder / report.REPORT).read_text()
   content = json.loads(text)
-  facts = {"dataset", "protocol", "command", "rows", "history"}
-  assert set(content) == facts
+  facts = {"dataset", "version", "split", "protocol", "command"}
+  assert set(content) == facts | {"rows", "history"}
   assert [row["system"] for row in content["rows"]] == [
     "ranker_order",
     "glorank_rl",

@@ -13,7 +13,7 @@ from rerank_rl.config import ConfigError
 def _left(error, capsys) -> str:
   """What `errors.run` prints of an error in `main`, at status 2."""
 
-  def main(argv):
+  def main():
     raise error
 
   app = types.SimpleNamespace(run=lambda main, flags_parser: main([]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rerank_rl.models.response import ResponseModel
-from rerank_rl.types import PAD, Request
+from rerank_rl.types import PAD, Impression, Request
 
 B, WINDOW, ITEMS, SLOTS = 3, 5, 30, 4
 MODEL = ResponseModel(SLOTS, signals=2, window=WINDOW, dim=8, layers=3)
@@ -97,3 +97,27 @@ def test_an_answer_sees_the_items_above_and_none_below(fitted):
   assert out.shape == (1, 3, SLOTS, 2)
   np.testing.assert_allclose(out[0, 0, :2], out[0, 1, :2], atol=1e-5)
   assert np.abs(out[0, 0, 2:] - out[0, 2, 2:]).max() > 1e-3
+
+
+def test_the_penalty_is_the_log_loss_of_its_own_answers(fitted):
+  """-log of the probability of what was said, once a shown place and signal."""
+  features, params = fitted
+  request = _request(jnp.array([[PAD, PAD, 4, 5, 6], [1, 2, 3, 4, 5]]))
+  slate = jnp.array([[2, 7, 1, 3], [5, 0, PAD, PAD]])
+  said = np.random.default_rng(5).random((2, SLOTS, 2)) < 0.5
+  none = jnp.zeros((2, 0))
+  log = Impression(request, slate, jnp.float32(said), none, none)
+
+  @jax.jit
+  def both(params):
+    own = {"params": params}
+    logits = MODEL.apply(own, features, request, slate[:, None])
+    return logits, MODEL.apply(own, features, log, method="penalty")
+
+  logits, (terms, counted) = both(params)
+  p = 1 / (1 + np.exp(-np.float64(logits[:, 0])))
+  assert p.min() < 0.4 and p.max() > 0.6
+  want = -np.log(np.where(said, p, 1 - p))
+  np.testing.assert_allclose(terms, want, rtol=1e-4, atol=1e-5)
+  shown = np.broadcast_to(slate[..., None] != PAD, terms.shape)
+  np.testing.assert_array_equal(counted, shown)

@@ -64,6 +64,15 @@ def test_returns_by_hand():
   np.testing.assert_allclose(more, whole + 0.5)
 
 
+def test_a_critic_may_be_finer_than_the_reward():
+  mean = jnp.ones((1, 1, 2))
+  read = values.PathValues(mean, mean, mean > 0)
+  outcome = _outcome([[[1.0, 0.0]]], bootstrap=0.5)
+  coarse = outcome.replace(bootstrap=outcome.bootstrap.astype(jnp.bfloat16))
+  got, wanted = (values.lambda_returns(read, x, 1.0) for x in (coarse, outcome))
+  np.testing.assert_array_equal(got, wanted)
+
+
 def test_states_without_a_choice_are_looked_through():
   """Rewards that fall due there count; what a critic says there does not."""
   per_item = [[[1.0, 3.0]]]
@@ -130,10 +139,12 @@ def test_a_states_value_is_its_childrens_mean():
   ranks = sample.ranks_of(game.trie, tree.slate)
   states = jax.jit(policy.states)(params, game.prompt, ranks)
   B, G = tree.slate.shape[:2]
-  slot = jnp.broadcast_to(jnp.arange(K), (B, G, K)).reshape(B, G * K)
+  # Of requests with 5, 4 and 2 candidates for 3 slots.
+  left = jnp.array([3, 3, 2, 3])[:, None, None] - jnp.arange(K)[None, None]
+  left = jnp.broadcast_to(left, (B, G, K)).reshape(B, G * K)
   for level in range(L):
     state = states[:, :, :, level].reshape(B, G * K, -1)
-    worth = made.apply({"params": critic}, game.prompt, state, level, slot)
+    worth = made.apply({"params": critic}, game.prompt, state, level, left)
     worth = np.asarray(worth).reshape(B, G, K, -1)
     if level == L - 1:  # A token is an item here: no mean within its run.
       at = np.arange(K) * L + level

@@ -246,6 +246,8 @@ def test_what_is_asked_is_what_nobody_was_told(tmp_path):
     ({"rl.group": 1}, "group=1"),
     ({"rl.entropy": 0.1}, "rl.entropy=0.1"),
     ({"rl.epochs": 2}, "rl.epochs=2 has no effect"),
+    ({"rl.budget": 7}, "rl.budget=7 has no effect"),
+    ({"session.gamma": 0.5}, "session.gamma=0.5 has no effect"),
     ({"data.feedback": "constant"}, "feedback='constant' has no effect"),
     ({"stages": ("tokenizer", "rl")}, "tokenizer and sft"),
   ),

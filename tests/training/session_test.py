@@ -1,7 +1,12 @@
 """The session task: the exact world's optimum, the mask, reports, remedies."""
 
+import functools
 import json
+import types as stdlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import sessions as benchmark
@@ -9,7 +14,10 @@ from configs import hsrl
 from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import report
 from rerank_rl.rl import values
+from rerank_rl.simulation import session as simulation
 from rerank_rl.training import session, session_pipeline, tasks
+from rerank_rl.training.stages import session as stage
+from rerank_rl.types import Outcome, Request
 from tests import toys
 
 
@@ -110,6 +118,85 @@ def test_kl_is_to_the_policys_own_average(done):
   assert abs(found[0]) < 1e-6 < found[-1]
 
 
+N, K, TURNS = 8, 3, 10
+
+
+def _novelty():
+  """A user who likes what was not in its place a slate before, and stays."""
+
+  def request(state):
+    none, row = jnp.zeros((0,)), jnp.arange(N, dtype=jnp.int32)
+    return Request(none, row, row, jnp.sin(1.0 * row), jnp.int32(K))
+
+  def react(state, slate, key):
+    other = slate != state
+    answer = simulation.Answer(1.0 * other, other, jnp.int32(0))
+    return slate, answer
+
+  begin = lambda start, key: jnp.full((K,), -1, jnp.int32)
+  parts = (simulation.as_is, begin, request, react)
+  return simulation.Environment(*map(jax.tree_util.Partial, parts))
+
+
+def test_the_random_system_shows_another_slate_every_turn():
+  """The ranker's order, of the same program, one and the same."""
+  config = stdlib.SimpleNamespace(gamma=0.9, turns=TURNS)
+  users = {name: np.zeros((64, 1), np.float32) for name in ("valid", "test")}
+  law = _novelty()
+  setting = stdlib.SimpleNamespace(
+    config=stdlib.SimpleNamespace(session=config),
+    dataset=stdlib.SimpleNamespace(splits=users),
+    environment=lambda split: law,
+    key=lambda name: jax.random.key(len(name)),
+  )
+  act = session.system(session.by_weights, K)
+  judge = lambda weights, split="test": session.judge(
+    setting, split, act, weights
+  )["total_reward"]
+  np.testing.assert_array_equal(judge(session.RANKED), K)  # The first alone.
+  found = judge(session.RANDOM)
+  # By chance a place holds what it held once in N times.
+  share = (found - K) / (K * (TURNS - 1))
+  np.testing.assert_allclose(share.mean(), 1 - 1 / N, atol=0.04)
+  assert len(set(found.tolist())) > 3  # Users' slates are their own.
+  assert (judge(session.RANDOM, "valid") != found).any()
+
+
+def test_the_random_systems_slates_are_any_whatever_the_ranker_says():
+  B = 512
+  row = jnp.broadcast_to(jnp.arange(N), (B, N))
+  request = Request(None, row, row, 9.0 * row, None)
+  show = jax.jit(session.by_weights, static_argnums=0)
+  one, two = (
+    np.asarray(show(K, session.RANDOM, request, jax.random.key(seed)))
+    for seed in range(2)
+  )
+  assert (one != two).any(1).mean() > 0.9
+  for place in one.T:
+    share = np.bincount(place, minlength=N) / B
+    np.testing.assert_allclose(share, 1 / N, atol=0.06)
+
+
+def test_credit_by_hand_is_each_tokens_or_one_for_the_whole_slate():
+  """Two slots of two tokens, of which the last was no choice."""
+  mean = jnp.array([[[0.5, 1.0, 2.0, 9.0]]])
+  real = jnp.array([[[True, True, True, False]]])
+  read = values.PathValues(0 * mean, mean, real)
+  per_item = jnp.array([[[1.0, 2.0]]])
+  outcome = Outcome(per_item.sum(-1), per_item, jnp.array([[4.0]]))
+  first = jnp.array([0.25])  # V of the state before the slate.
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def given(name, trace):
+    return stage.CREDIT[name](first, read, outcome, trace)[0, 0]
+
+  # A reward falls due at its item's last token; what follows is worth 4.
+  np.testing.assert_allclose(given("gae", 0.0), [0.5, 2.0, 4.0, 0.0])
+  np.testing.assert_allclose(given("gae", 1.0), [6.5, 6.0, 4.0, 0.0])
+  for trace in (0.0, 1.0):
+    np.testing.assert_allclose(given("a2c", trace), [6.75, 6.75, 6.75, 0.0])
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
@@ -119,6 +206,7 @@ def test_kl_is_to_the_policys_own_average(done):
     ({"rl.temperature": 0.5}, "config.rl.temperature=0.5 has no effect"),
     ({"rl.reward": "labels"}, "config.rl.reward='labels' has no effect"),
     ({"data.feedback": "shuffled"}, "data.feedback='shuffled' has no effect"),
+    ({"demo.rule": "logged"}, "config.demo.rule='logged' has no effect"),
     ({"rl.credit": "group"}, "config.rl.credit='group'"),
     ({"rl.explore": "beam"}, "config.rl.explore='beam'"),
     ({"stages": ("tokenizer",)}, "tokenizer and one of session"),

@@ -17,7 +17,14 @@ from rerank_rl.rl import values
 from rerank_rl.simulation.reward import Reward
 from rerank_rl.training import fitting
 from rerank_rl.training import state as states
-from rerank_rl.training.setting import CHUNK, Setting, by_chunks, ready, valuer
+from rerank_rl.training.setting import (
+  CHUNK,
+  Setting,
+  by_chunks,
+  local,
+  ready,
+  valuer,
+)
 from rerank_rl.training.stages import rl
 
 STAGE = "critic"
@@ -62,7 +69,10 @@ def make_step(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _errors(policy, config, catalogue, reward, params, critic, batch, key):
-  """Squared errors by depth f32[B, T] of the values of what was sampled."""
+  """Of the values of what was sampled, by depth: f32[B, T, 2].
+
+  Squared errors, summed over the rollouts, and how many values were read.
+  """
   game, tree, outcome = _rollouts(
     policy, config, params, catalogue, reward, batch, key
   )
@@ -70,7 +80,7 @@ def _errors(policy, config, catalogue, reward, params, critic, batch, key):
   read = values.along(policy, params, value, game, tree.slate)
   to_come = values.lambda_returns(read, outcome, 1.0)
   square = jnp.where(read.real, (read.chosen - to_come) ** 2, 0)
-  return square.mean(1)
+  return jnp.stack([square, read.real.astype(square.dtype)], -1).sum(1)
 
 
 def run(setting: Setting) -> Setting:
@@ -106,7 +116,8 @@ def _fit(setting: Setting) -> None:
   key = setting.key(STAGE)
 
   def evaluate(critic):
-    errors = by_chunks(
+    critic = local(critic)
+    found = by_chunks(
       lambda batch: _errors(
         policy,
         config.critic,
@@ -119,10 +130,12 @@ def _fit(setting: Setting) -> None:
       ),
       CHUNK // 2,
       valid,
-    ).mean(0)
-    ends = errors.reshape(policy.slots, policy.levels)[:, -1]
-    by_slot = {f"error_slot_{k}": float(e) for k, e in enumerate(ends)}
-    return {"error": float(np.mean(errors)), **by_slot}
+    ).sum(0)
+    errors = found.reshape(policy.slots, policy.levels, 2)
+    ends = (errors[:, -1, 0] / np.maximum(errors[:, -1, 1], 1)).tolist()
+    by_slot = {f"error_slot_{k}": error for k, error in enumerate(ends)}
+    error, count = errors.sum((0, 1)).tolist()
+    return {"error": error / max(count, 1), **by_slot}
 
   step = jax.tree_util.Partial(
     make_step(policy, config.critic, tx, config.critic_train.ema),

@@ -33,7 +33,12 @@ from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem, selection
 from rerank_rl.training.stages import next_item as sft
 from rerank_rl.training.stages import next_item_evaluator as evaluator
-from rerank_rl.training.stages.rl import STAGE, check_group, need_evaluators
+from rerank_rl.training.stages.rl import (
+  STAGE,
+  check_explorer,
+  check_group,
+  need_evaluators,
+)
 from rerank_rl.types import PAD, Array, Outcome, TokenTree
 
 PLACES = 10  # Of a ranking, that count: NDCG@10 selects.
@@ -123,14 +128,14 @@ def _beam(policy, params, tree, state, group, key):
 EXPLORE = {"beam": _beam, "chains": decoding.samples}
 
 
-def _scores(found, config):
-  """log pi / temperature of the items found, f32[B, G]."""
-  return trees.on_path(found, found.logp_old).sum(-1) / config.temperature
+def _scores(found):
+  """log pi of the items found, f32[B, G]."""
+  return trees.on_path(found, found.logp_old).sum(-1)
 
 
-# Credits are functions (token tree, outcome, config, key) -> Credit.
-def _ranking(found, outcome, config, key):
-  G, score = outcome.reward.shape[1], _scores(found, config)
+# Credits are functions (token tree, outcome, key) -> Credit.
+def _ranking(found, outcome, key):
+  G, score = outcome.reward.shape[1], _scores(found)
   given, _ = ranking.plackett_luce(
     score, outcome.reward, trees.found(found), PLACES, G, key
   )
@@ -138,12 +143,12 @@ def _ranking(found, outcome, config, key):
 
 
 def _plain(function):
-  return lambda found, outcome, config, key: function(found, outcome)
+  return lambda found, outcome, key: function(found, outcome)
 
 
-def _expected(found, outcome, config, key):
+def _expected(found, outcome, key):
   del key
-  return credit.expected(found, outcome, _scores(found, config))
+  return credit.expected(found, outcome, _scores(found))
 
 
 CREDIT = {
@@ -204,7 +209,7 @@ def valued(method, tree, reference, worth, params, batch: Windows, key):
   found = token_tree(tree, item, scores)
   value = worth(batch, at, item).astype(scores.logp.dtype)
   outcome = Outcome(value, value[..., None], 0 * value)
-  given = CREDIT[config.credit](found, outcome, config, drawing)
+  given = CREDIT[config.credit](found, outcome, drawing)
   main = objectives.reinforce(found, scores, given, config.clip)
   far = objectives.weighted(found, objectives.kl(scores, old))
   dead = credit.zero_variance(given)
@@ -270,6 +275,7 @@ def check(config: Config) -> None:
       "entropy; use 0."
     )
   refuse_unread(config, "rl.epochs", "rl.bonus", "rl.temperature")
+  check_explorer(config)
   check_group(rl)
   states.check(config.rl_train, "config.rl_train")
 

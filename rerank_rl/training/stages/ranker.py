@@ -41,12 +41,12 @@ def _queries(name: str, slots: int) -> int:
 
 
 def shown_loss(logits: Array, batch: Impression, weights: Array):
-  """BCE of each shown position's weighted feedback, in [0, 1].
+  """BCE of each shown position's weighted feedback, brought to [0, 1].
 
   Args:
     logits: f32[B, J, N].
     batch: Impression.
-    weights: f32[S], normalised here.
+    weights: f32[S], not all 0; signals of negative weight are bad news.
 
   Returns:
     (sum, count).
@@ -55,7 +55,9 @@ def shown_loss(logits: Array, batch: Impression, weights: Array):
   rows = jnp.broadcast_to(logits, (B, K, logits.shape[2]))
   index = jnp.maximum(batch.slate, 0)[..., None]
   x = jnp.take_along_axis(rows, index, axis=2)[..., 0]
-  y = batch.feedback @ (weights / weights.sum()).astype(x.dtype)
+  # 0 where all that is bad came and nothing good, 1 the other way round.
+  share = (weights / jnp.abs(weights).sum()).astype(x.dtype)
+  y = batch.feedback @ share - jnp.minimum(share, 0).sum()
   terms = optax.sigmoid_binary_cross_entropy(x, y)
   shown = batch.slate >= 0
   return jnp.sum(terms * shown), shown.sum()

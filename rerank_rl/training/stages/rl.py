@@ -164,8 +164,7 @@ def check(config: Config) -> None:
       "policy, so the credit would be biased; use 1 or declare "
       "config.rl.biased_credit=True."
     )
-  if rl.explore != "chains":
-    refuse_unread(config, "rl.temperature")
+  check_explorer(config)
   check_reward(config)
   curiosity.check(rl)
   states.check(config.rl_train, "config.rl_train")
@@ -191,6 +190,21 @@ def check_depth(config: RLConfig, policy: Policy) -> None:
       f"config.rl.branching={config.branching} branches after the {tokens} "
       "tokens of a slate; give at most so many numbers."
     )
+
+
+# What one explorer alone reads.
+_OWN = {
+  "chains": ("rl.temperature",),
+  "fixed_tree": ("rl.branching",),
+  "value_guided": ("rl.budget", "rl.walks"),
+}
+
+
+def check_explorer(config: Config) -> None:
+  """Raises ConfigError: a number of another explorer than the run's."""
+  for explore, fields in _OWN.items():
+    if explore != config.rl.explore:
+      refuse_unread(config, *fields)
 
 
 def check_group(config: RLConfig) -> None:

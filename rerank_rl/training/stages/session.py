@@ -44,7 +44,7 @@ def check(config: Config) -> None:
     raise ConfigError(
       f"config.rl.group={rl.group}: a user sees one slate a turn; use 1."
     )
-  refuse_unread(config, "rl.epochs", "rl.bonus", "rl.temperature", "rl.reward")
+  refuse_unread(config, "rl.epochs", "rl.temperature")
   if config.session.replay and rl.objective == "reinforce":
     raise ConfigError(
       "config.rl.objective='reinforce' takes slates for the policy's own; with "
