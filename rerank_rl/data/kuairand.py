@@ -75,7 +75,9 @@ def load(config: Config) -> Dataset:
     owner,
     time[index[:, 0]],
   )
-  train = index[split == 0].ravel()
+  train, held = index[split == 0].ravel(), index[split > 0].ravel()
+  trained = _trained(log, seen, (user[train], item[train]))
+  out = _within(trained, (user[held], item[held]), item_ids.size)
   return public.assemble(
     config,
     public.Log(
@@ -86,7 +88,7 @@ def load(config: Config) -> Dataset:
       time=time[index[:, -1]],
       split=split,
       met=_met(log, seen, (user_ids.size, item_ids.size)),
-      trained=_trained(log, seen, user[train], item[train]),
+      trained=(trained[0][~out], trained[1][~out]),
       popularity=np.bincount(item[train], minlength=item_ids.size),
       side=side,
       groups=groups,
@@ -113,8 +115,7 @@ def _met(
 def _trained(
   log: dict[str, np.ndarray],
   seen: list[np.ndarray],
-  user: np.ndarray,
-  item: np.ndarray,
+  shown: tuple[np.ndarray, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
   """(users, items) of the training part: watched, or in a training slate.
 
@@ -123,9 +124,23 @@ def _trained(
   """
   early = (log["is_click"] > 0) & (log["date"] <= _LAST_TRAIN)
   return (
-    np.concatenate([seen[0], log["user_id"][early], user]),
-    np.concatenate([seen[1], log["video_id"][early], item]),
+    np.concatenate([seen[0], log["user_id"][early], shown[0]]),
+    np.concatenate([seen[1], log["video_id"][early], shown[1]]),
   )
+
+
+def _within(
+  pairs: tuple[np.ndarray, np.ndarray],
+  held: tuple[np.ndarray, np.ndarray],
+  items: int,
+) -> np.ndarray:
+  """bool[n]: the pairs (users, items) that held-out slates hold.
+
+  A slate is dated by its last item: most that are held out begin with items
+  of training's days, whose clicks would be told by their own scores.
+  """
+  key = lambda pair: pair[0].astype(np.int64) * items + pair[1]
+  return np.isin(key(pairs), key(held))
 
 
 def _read_log(

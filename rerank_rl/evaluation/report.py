@@ -86,7 +86,9 @@ def write(
   save_judgements(folder / JUDGEMENTS, judged)
   _place(folder / TIMING, _json(timing))
   _place(folder / PAGE, html.encode())
-  _place(folder / REPORT, _json(facts | {"rows": list(rows), "history": seen}))
+  figures = {"calibrations": calibrations or {}, "deciles": deciles or {}}
+  figures |= {"rows": list(rows), "history": seen}
+  _place(folder / REPORT, _json(facts | figures))
 
 
 def save_judgements(

@@ -284,7 +284,7 @@ def evaluate(
     command,
     judged,
     {**seconds, "report": time.monotonic() - start},
-    calibrations=_calibrations(setting, test),
+    calibrations=_calibrations(setting, test, slates),
     deciles=_deciles(judged),
   )
 
@@ -328,17 +328,34 @@ def publish(
   return rows
 
 
-def _calibrations(setting: Setting, test: Impression) -> Mapping[str, dict]:
-  """Each evaluator's calibration on logged slates, signal by signal."""
+def _calibrations(
+  setting: Setting, test: Impression, slates: Mapping[str, np.ndarray]
+) -> Mapping[str, dict]:
+  """Each evaluator's calibration on logged slates, signal by signal.
+
+  On the run's own, which nobody has shown, A's is known in the world alone.
+  """
+
+  def chances(name, impressions):
+    model, fitted = setting.judges[name]
+    features = setting.catalogue.features
+    logits = evaluator_stage.predict(model, fitted, features, impressions)
+    return scipy.special.expit(logits)
+
   out = {}
-  features = setting.catalogue.features
-  for name, (model, fitted) in setting.judges.items():
-    logits = evaluator_stage.predict(model, fitted, features, test)
-    p = scipy.special.expit(logits)
+  for name in setting.judges:
+    p = chances(name, test)
     for i, signal in enumerate(setting.dataset.signals):
       out[f"evaluator {name.upper()}, {signal}"] = judges.calibration(
         p[..., i], test.feedback[..., i], test.slate >= 0
       )
+  own = setting.config.name
+  if setting.world is not None and setting.judges and own in slates:
+    slate = slates[own]
+    p = chances("a", test.replace(slate=slate))[..., 0]
+    _, truth = settings.worth(setting.reward("world"), test, slate)
+    title = f"evaluator A on {own}'s slates, true chance of a click"
+    out[title] = judges.calibration(p, truth, slate >= 0)
   return out
 
 

@@ -264,8 +264,15 @@ def local(tree: Any) -> Any:
 
 def valuer(reward: rewards.Reward) -> Callable[[Impression, Array], np.ndarray]:
   """A reward as (impressions, slate i32[n, K]) -> f32[n], by chunks."""
-  return lambda x, slate: by_chunks(
-    lambda a, b: _value(reward, a, b), CHUNK, x, np.asarray(slate)
+  return lambda x, slate: worth(reward, x, slate)[0]
+
+
+def worth(
+  reward: rewards.Reward, impressions: Impression, slate: Array
+) -> tuple[np.ndarray, np.ndarray]:
+  """What slates i32[n, K] are worth, f32[n], and their slots, f32[n, K]."""
+  return by_chunks(
+    lambda a, b: _worth(reward, a, b), CHUNK, impressions, np.asarray(slate)
   )
 
 
@@ -274,8 +281,9 @@ _greedy = jax.jit(sample.greedy, static_argnums=0)
 
 
 @jax.jit
-def _value(reward, impressions, slate):
-  return reward(impressions, slate[:, None]).reward[:, 0]
+def _worth(reward, impressions, slate):
+  outcome = reward(impressions, slate[:, None])
+  return outcome.reward[:, 0], outcome.per_item[:, 0]
 
 
 def greedy_ranker(

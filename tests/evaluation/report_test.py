@@ -75,7 +75,9 @@ def test_report_json(folder):
   text = (folder / report.REPORT).read_text()
   content = json.loads(text)
   facts = {"dataset", "version", "split", "protocol", "command"}
-  assert set(content) == facts | {"rows", "history"}
+  figures = {"rows", "history", "calibrations", "deciles"}
+  assert set(content) == facts | figures
+  assert content["deciles"]["glorank_rl"][0]["count"] == 2
   assert [row["system"] for row in content["rows"]] == [
     "ranker_order",
     "glorank_rl",

@@ -34,10 +34,11 @@ def run(setting: AnyRun) -> AnyRun:
       config.balanced,
     )
     sids = semantic_ids.assign(codebook, vectors)
-    report = semantic_ids.report(codebook, vectors, sids)
-    logging.info("tokenizer: %s", json.dumps(report, default=str))
+    report = json.dumps(semantic_ids.report(codebook, vectors, sids))
+    logging.info("tokenizer: %s", report)
     path.parent.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
+      path.with_name("report.json").write_text(report + "\n", encoding="utf-8")
       semantic_ids.save(path, codebook, sids)
   else:
     _, sids = semantic_ids.load(path)
