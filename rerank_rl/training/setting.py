@@ -100,6 +100,7 @@ class Setting(Run):
   Attributes:
     dataset: the data; training feedback already as `data.feedback` says.
     world: the synthetic world, or None.
+    logged: training rows as they were logged, for who only reports.
     judges: "a", "s", "b" after `evaluators`, "lookahead" after the stage of
       that name.
     mined: where the mined lists are, after `mine`.
@@ -108,6 +109,7 @@ class Setting(Run):
 
   dataset: schema.Dataset
   world: World | None
+  logged: Impression
   mined: shards.Layout | None = None
   critic: Any = None
 
@@ -164,7 +166,7 @@ def opened(
   root: pathlib.Path,
   mesh: jax.sharding.Mesh | None,
   sids: Callable[[Any], np.ndarray | None] = lambda dataset: None,
-  **own: Any,
+  own: Callable[[Any], Mapping[str, Any]] = lambda dataset: {},
 ) -> AnyRun:
   """A run of a kind on its data, without artifacts.
 
@@ -175,7 +177,7 @@ def opened(
     root: folder of the stages' artifacts.
     mesh: devices; None = all.
     sids: the data's semantic IDs, None where they are still to be made.
-    **own: the kind's further attributes.
+    own: the kind's further attributes, of its data.
 
   Returns:
     With the identity of its data. It does not hang on training's numbers.
@@ -203,7 +205,7 @@ def opened(
     version=version,
     catalogue=Catalogue(jnp.asarray(dataset.features), jnp.asarray(known)),
     timing={"data": time.monotonic() - begin},
-    **own,
+    **own(dataset),
   )
   world_seed = synthetic.seed_of(config)
   return run.identified("data", config.data, config.world, world_seed, read)
@@ -223,7 +225,8 @@ def start(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   world = None
   if config.data.name == "world":
     world = synthetic.world_of(config)
-  return opened(Setting, load.load, config, root, mesh, world=world)
+  own = lambda dataset: {"world": world, "logged": dataset.splits["train"]}
+  return opened(Setting, load.load, config, root, mesh, own=own)
 
 
 def by_chunks(function: Callable, size: int, *columns: Any) -> Any:

@@ -73,7 +73,9 @@ def test_evaluators_share_no_row_and_miss_none(monkeypatch):
   number = np.arange(130.0)[:, None]
   rows["train"] = rows["train"].replace(hidden=number)
   dataset = dataclasses.replace(made.dataset, splits=rows)
-  made = dataclasses.replace(made, dataset=dataset, identity={"data": "toy"})
+  made = dataclasses.replace(
+    made, dataset=dataset, logged=rows["train"], identity={"data": "toy"}
+  )
   judges = evaluators.run(made).judges
   assert set(judges) == set(fitted) == {"a", "s", "b"}
   own = {

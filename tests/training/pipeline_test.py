@@ -8,28 +8,29 @@ import pytest
 
 from rerank_rl.config import Config, DataConfig
 from rerank_rl.training import mesh, pipeline
+from rerank_rl.training.stages import evaluators
 from tests.data import movielens_test
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-  """control -> the splits that a run begins with. Nothing is compiled."""
+  """control -> what a run begins with. Nothing is compiled."""
   path = tmp_path_factory.mktemp("ml")
   movielens_test.write(path)
-  splits = {}
+  settings = {}
   for control in ("logged", "shuffled", "constant"):
     data = DataConfig("movielens_1m", str(path), feedback=control)
     config = Config(protocol="recovery", stages=("tokenizer",), data=data)
     setting = pipeline.begin(config, path, mesh.make(jax.devices()[:1]))
-    splits[control] = setting.dataset.splits
-  return splits
+    settings[control] = setting
+  return settings
 
 
 @pytest.mark.parametrize("control", ("shuffled", "constant"))
 def test_controls_change_the_feedback_of_training_and_nothing_else(
   begun, control
 ):
-  mine, logged = begun[control], begun["logged"]
+  mine, logged = (begun[x].dataset.splits for x in (control, "logged"))
   equal = lambda *parts: jax.tree.map(np.testing.assert_array_equal, *parts)
   for split in ("valid", "test"):
     equal(mine[split], logged[split])
@@ -42,9 +43,19 @@ def test_controls_change_the_feedback_of_training_and_nothing_else(
 
 def test_shuffled_feedback_is_other_requests_and_whole(begun):
   one, two = (
-    begun[control]["train"].feedback.reshape(-1, 6 * 3).tolist()
+    begun[control].dataset.splits["train"].feedback.reshape(-1, 6 * 3).tolist()
     for control in ("shuffled", "logged")
   )
   assert sorted(one) == sorted(two)
   stayed = np.mean([a == b for a, b in zip(one, two)])
   assert stayed < 0.2
+
+
+def test_who_only_reports_is_fitted_to_what_was_logged(begun, monkeypatch):
+  monkeypatch.setattr(evaluators, "HELD_OUT", 2)  # There are few rows.
+  for name in "asb":
+    one, two = (
+      evaluators.third(begun[control], name)[0].feedback
+      for control in ("constant", "logged")
+    )
+    assert (one == two).all() == (name == "b")

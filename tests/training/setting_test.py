@@ -21,7 +21,7 @@ ITEMS, K = 20, toys.SIZES.slots
 
 @dataclasses.dataclass(frozen=True)
 class Taste:
-  """An evaluator to whom an item is worth what a table says, where'er shown."""
+  """An evaluator to whom an item is worth what a table says, wherever shown."""
 
   def apply(self, variables, features, request, slate):
     del features
@@ -36,7 +36,7 @@ def taste(seed: int) -> settings.Judge:
   fitted = ensemble.Fitted(
     jnp.asarray(table, jnp.float32), jnp.ones(1), jnp.zeros(1)
   )
-  return settings.Judge(Taste(), fitted)  # pyrefly: ignore
+  return settings.Judge(Taste(), fitted)
 
 
 def worth(judge, impressions, slate):
@@ -87,12 +87,13 @@ def setting(train=12, world=None, judges=None, **changes) -> settings.Setting:
   return settings.Setting(
     config=dataclasses.replace(config, **changes),
     dataset=dataset,
-    mesh=None,  # pyrefly: ignore
+    mesh=None,
     root=pathlib.Path("nowhere"),
     identity={},
     version="",
     catalogue=catalogue,
     world=world,
+    logged=splits["train"],
     judges=judges or {},
   )
 

@@ -69,8 +69,11 @@ def model_of(setting: Setting, name: str) -> evaluators.ListEvaluator:
 
 
 def third(setting: Setting, name: str) -> tuple[Any, Any]:
-  """(training rows, held-out rows) of one evaluator; all disjoint."""
-  train = setting.dataset.splits["train"]
+  """(training rows, held-out rows) of one evaluator; all disjoint.
+
+  B is no part of what `config.data.feedback` controls: it reports.
+  """
+  train = setting.dataset.splits["train"] if name != "b" else setting.logged
   rows = np.arange(schema.num_rows(train))
   own = rows[rows % len(KINDS) == list(KINDS).index(name)]
   return parted(schema.take(train, own), f"evaluator {name.upper()}")
