@@ -82,8 +82,8 @@ class TokenTree(struct.PyTreeNode):
     depth: i32[B, E], t; slot = t // L, level = t % L.
     logp_old: f32[B, E], the policy's log-probability under the legality
       mask, temperature 1; 0 at padding.
-    log_q: f32[B, E], the explorer's log-probability; `logp_old` if iid, NaN
-      for a deterministic explorer.
+    log_q: f32[B, E], the explorer's log-probability of the edge; `logp_old` if
+      iid, NaN where an edge has none: searches, draws without replacement.
     mean_logp_old: f32[B, E], mean of logp_old over the legal children of
       the edge's state; 0 at leaves and padding.
     weight: f32[B, E], share of the G rollouts that pass through the edge.
