@@ -47,13 +47,7 @@ STAGES = {
   "ranker": ranker.run,
 }
 # Stages that take up what another one left.
-NEEDS = {
-  "lookahead": "evaluators",  # It is one more of them, judged by their side.
-  "mine": "lookahead",
-  "distill": "mine",
-  "critic": "sft",
-  "rl": "sft",
-}
+NEEDS = {"mine": "lookahead", "distill": "mine", "critic": "sft", "rl": "sft"}
 # What one stage alone reads, and no variant sets beside others.
 _ALONE = {"ranker": "ranker", "distill": "distill.objective", "rl": "rl.bonus"}
 # What reports call the systems that no run learns.
@@ -228,7 +222,7 @@ def compare(
   impressions = setting.dataset.splits["test"]
   slates = dict(systems.simple(setting, impressions))
   todo: dict[str, Callable] = {}
-  if setting.judges:
+  if "a" in setting.judges:
     todo["beam_on_a"] = lambda: systems.beam_on_a(setting, impressions)
   if setting.mined is not None:
     todo["mined"] = lambda: mine.lists(setting, impressions)["slate"][:, 0]
@@ -350,7 +344,7 @@ def _calibrations(
         p[..., i], test.feedback[..., i], test.slate >= 0
       )
   own = setting.config.name
-  if setting.world is not None and setting.judges and own in slates:
+  if setting.world is not None and "a" in setting.judges and own in slates:
     slate = slates[own]
     p = chances("a", test.replace(slate=slate))[..., 0]
     _, truth = settings.worth(setting.reward("world"), test, slate)

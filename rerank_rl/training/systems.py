@@ -205,6 +205,6 @@ def learnt(setting: Setting, impressions: Impression) -> dict[str, Callable]:
       rank = greedy_ranker(setting)
     out[name] = lambda rank=rank, params=params: rank(params, impressions)
   first = setting.params.get(config.sft_name)
-  if first is not None and setting.judges:
+  if first is not None and "a" in setting.judges:
     out["sft_best16"] = lambda: best_of(setting, first, impressions)
   return out

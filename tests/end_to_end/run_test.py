@@ -53,6 +53,19 @@ def test_the_report_holds_what_it_should(undisturbed):
       metrics["share"] + metrics["regret"], 1, atol=1e-5
     )
     assert {"evaluator_a", "evaluator_s", "evaluator_b"} <= set(metrics)
+  # The chances that A is held against are those that make the true utility.
+  (slots,) = (
+    found["positions"]
+    for title, found in facts["calibrations"].items()
+    if "glorank_rl's slates" in title
+  )
+  (worth,) = (
+    row["metrics"]["true_utility"]
+    for row in facts["rows"]
+    if row["system"] == "glorank_rl"
+  )
+  total = sum(slot["observed"] for slot in slots)
+  np.testing.assert_allclose(total, worth, rtol=1e-4)
   page = (folder / "calm" / "report.html").read_text()
   assert "http://" not in page.replace("http://www.w3.org", "")
   assert "data:image/png;base64" in page

@@ -55,7 +55,7 @@ def _write(folder, **changes):
       "command": "python -m launch.train --config=x.py",
       "rows": ROWS,
       "judged": JUDGED,
-      "timing": {"rl": 1.25},
+      "timing": {"rl": 1.125},
       "history": HISTORY,
       "calibrations": {"A on logged slates": CALIBRATION},
       "deciles": {"glorank_rl": DECILES},
@@ -83,9 +83,9 @@ def test_report_json(folder):
     "glorank_rl",
   ]
   assert content["rows"][0]["metrics"]["ndcg@6"] == 0.61
-  assert "1.25" not in text  # Times have their own file.
+  assert "1.125" not in text  # Times have their own file.
   timing = json.loads((folder / report.TIMING).read_text())
-  assert timing == {"rl": 1.25}
+  assert timing == {"rl": 1.125}
 
 
 def test_equal_runs_give_equal_bytes(folder, tmp_path):
