@@ -302,28 +302,19 @@ def seeds_of(row: Row, most: int = 0) -> range:
   return range(FIRST_SEED, FIRST_SEED + min(row.seeds, most or row.seeds))
 
 
-def missing(table: Table, out: pathlib.Path, most: int = 0) -> dict:
-  """workdir -> command of a table's runs that have no report yet."""
-  runs = (
-    command(table, row, seed, out)
-    for row in table.rows
-    for seed in seeds_of(row, most)
-  )
-  return {
-    workdir: run
-    for workdir, run in runs
-    if not (workdir / report.REPORT).exists()
-  }
+def runs_of(table: Table, out: pathlib.Path, most: int = 0):
+  """(row, seed, workdir, command, whether it has a report) of each run."""
+  for row in table.rows:
+    for seed in seeds_of(row, most):
+      workdir, argv = command(table, row, seed, out)
+      yield row, seed, workdir, argv, (workdir / report.REPORT).exists()
 
 
 def collect(table: Table, out: pathlib.Path) -> dict:
   """system -> {seed: {metric: per-request array}} of finished runs."""
   found: dict[str, dict[int, dict]] = {}
-  for row in table.rows:
-    for seed in seeds_of(row):
-      workdir, _ = command(table, row, seed, out)
-      if not (workdir / report.REPORT).exists():
-        continue
+  for _, seed, workdir, _, done in runs_of(table, out):
+    if done:
       judged = report.load_judgements(workdir / report.JUDGEMENTS)
       for system, values in judged.items():
         found.setdefault(system, {}).setdefault(seed, values)
@@ -362,20 +353,16 @@ def render(name: str, table: Table, out: pathlib.Path) -> str:
 def _selection(table: Table, out: pathlib.Path) -> list[str]:
   """What evaluator S's choice of a checkpoint cost, where truth is known."""
   shares = []
-  for row in table.rows:
-    if row.system != table.own:
+  for row, _, workdir, _, done in runs_of(table, out):
+    if row.system != table.own or not done:
       continue
-    for seed in seeds_of(row):
-      workdir, _ = command(table, row, seed, out)
-      if not (workdir / report.REPORT).exists():
-        continue
-      text = (workdir / report.REPORT).read_text(encoding="utf-8")
-      seen = json.loads(text).get("history", {}).get("rl", [])
-      if not seen or not {"true_utility", "evaluator_s"} <= set(seen[0]):
-        return []
-      chosen = max(seen, key=lambda x: x["evaluator_s"])
-      best = max(x["true_utility"] for x in seen)
-      shares.append(f"{chosen['true_utility'] / best:.4f}")
+    text = (workdir / report.REPORT).read_text(encoding="utf-8")
+    seen = json.loads(text).get("history", {}).get("rl", [])
+    if not seen or not {"true_utility", "evaluator_s"} <= set(seen[0]):
+      return []
+    chosen = max(seen, key=lambda x: x["evaluator_s"])
+    best = max(x["true_utility"] for x in seen)
+    shares.append(f"{chosen['true_utility'] / best:.4f}")
   if not shares:
     return []
   return [
@@ -444,12 +431,13 @@ def publish(
 
   What is published would be lost to a run of fewer seeds.
   """
-  text, lacks = render(name, table, out), len(missing(table, out))
-  if lacks:
-    runs = sum(row.seeds for row in table.rows)
-    print(f"{text}\n\nmissing: {lacks} of {runs} runs; {docs} is left as is.\n")
-  else:
+  text = render(name, table, out)
+  done = [run[-1] for run in runs_of(table, out)]
+  if all(done):
     write(docs, name, text)
+  else:
+    lacks = f"{done.count(False)} of {len(done)} runs"
+    print(f"{text}\n\nmissing: {lacks}; {docs} is left as is.\n")
 
 
 def main() -> None:
@@ -461,9 +449,12 @@ def main() -> None:
         f"--tables={name} is unknown; choose from {', '.join(TABLES)}."
       )
   out, docs = pathlib.Path(_RUNS.value), pathlib.Path(_DOCS.value)
-  todo = {}
-  for name in names:
-    todo |= missing(TABLES[name], out, _SEEDS.value)
+  todo = {
+    workdir: argv
+    for name in names
+    for _, _, workdir, argv, done in runs_of(TABLES[name], out, _SEEDS.value)
+    if not done
+  }
   try:
     execute(todo)
   finally:

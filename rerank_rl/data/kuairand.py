@@ -76,8 +76,7 @@ def load(config: Config) -> Dataset:
     time[index[:, 0]],
   )
   train, held = index[split == 0].ravel(), index[split > 0].ravel()
-  trained = _trained(log, seen, (user[train], item[train]))
-  out = _within(trained, (user[held], item[held]), item_ids.size)
+  shape = user_ids.size, item_ids.size
   return public.assemble(
     config,
     public.Log(
@@ -87,8 +86,10 @@ def load(config: Config) -> Dataset:
       history=history,
       time=time[index[:, -1]],
       split=split,
-      met=_met(log, seen, (user_ids.size, item_ids.size)),
-      trained=(trained[0][~out], trained[1][~out]),
+      met=_met(log, seen, shape),
+      trained=_trained(
+        log, seen, (user[train], item[train]), (user[held], item[held]), shape
+      ),
       popularity=np.bincount(item[train], minlength=item_ids.size),
       side=side,
       groups=groups,
@@ -116,31 +117,23 @@ def _trained(
   log: dict[str, np.ndarray],
   seen: list[np.ndarray],
   shown: tuple[np.ndarray, np.ndarray],
+  held: tuple[np.ndarray, np.ndarray],
+  shape: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
   """(users, items) of the training part: watched, or in a training slate.
 
   All exposures of training slates count, so that a row's own slate is always
-  in, and always taken out of its score.
+  in, and always taken out of its score. No pair of a held-out slate does: it is
+  dated by its last item, and most begin with items of training's days, whose
+  clicks would be told by their own scores.
   """
   early = (log["is_click"] > 0) & (log["date"] <= _LAST_TRAIN)
-  return (
-    np.concatenate([seen[0], log["user_id"][early], shown[0]]),
-    np.concatenate([seen[1], log["video_id"][early], shown[1]]),
-  )
-
-
-def _within(
-  pairs: tuple[np.ndarray, np.ndarray],
-  held: tuple[np.ndarray, np.ndarray],
-  items: int,
-) -> np.ndarray:
-  """bool[n]: the pairs (users, items) that held-out slates hold.
-
-  A slate is dated by its last item: most that are held out begin with items
-  of training's days, whose clicks would be told by their own scores.
-  """
-  key = lambda pair: pair[0].astype(np.int64) * items + pair[1]
-  return np.isin(key(pairs), key(held))
+  user = np.concatenate([seen[0], log["user_id"][early], shown[0]])
+  item = np.concatenate([seen[1], log["video_id"][early], shown[1]])
+  hidden = np.zeros(shape, bool)
+  hidden[held] = True
+  kept = ~hidden[user, item]
+  return user[kept], item[kept]
 
 
 def _read_log(

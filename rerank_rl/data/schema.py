@@ -75,13 +75,10 @@ def version(dataset: Any) -> str:
   """
   digest = hashlib.sha256()
   parts = {
-    field.name: getattr(dataset, field.name)
-    for field in dataclasses.fields(dataset)
+    name: dict(part) if isinstance(part, Mapping) else part
+    for name, part in vars(dataset).items()
   }
-  plain = {
-    k: dict(x) if isinstance(x, Mapping) else x for k, x in parts.items()
-  }
-  for path, leaf in jax.tree_util.tree_leaves_with_path(plain):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
     name, array = jax.tree_util.keystr(path), np.asarray(leaf)
     if array.dtype.kind == "O":
       array = array.astype(str)

@@ -75,20 +75,16 @@ def write(
     "protocol": protocol,
     "command": command,
   }
-  seen = history or {}
-  html = page.render(
-    facts,
-    rows,
-    history=seen,
-    calibrations=calibrations or {},
-    deciles=deciles or {},
-  )
+  figures = {
+    "history": history or {},
+    "calibrations": calibrations or {},
+    "deciles": deciles or {},
+  }
+  html = page.render(facts, rows, **figures)
   save_judgements(folder / JUDGEMENTS, judged)
   _place(folder / TIMING, _json(timing))
   _place(folder / PAGE, html.encode())
-  figures = {"calibrations": calibrations or {}, "deciles": deciles or {}}
-  figures |= {"rows": list(rows), "history": seen}
-  _place(folder / REPORT, _json(facts | figures))
+  _place(folder / REPORT, _json({**facts, **figures, "rows": list(rows)}))
 
 
 def save_judgements(
