@@ -15,6 +15,8 @@ import tempfile
 
 import jax
 
+from launch import devices as launch_devices
+
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["rerank_rl.training.tasks", "launch.errors"])
 
@@ -70,6 +72,7 @@ def _run(main, argv, devices, said) -> None:
   os.environ["XLA_FLAGS"] += (
     f" --xla_force_host_platform_device_count={devices}"
   )
+  launch_devices.quick_compile()
   sys.argv = [main.__module__, *argv]
   main(argv)
   # A fork ends without what JAX would do at exit.
