@@ -31,9 +31,11 @@ def quick_compile() -> None:
   Call before JAX meets a device.
 
   The CPU's newer kernel emitters take longer than those they replaced, which
-  jaxlib still has before 0.11; later ones refuse the flag. Python looks for
-  garbage whenever 700 objects are new, a tenth of the time that tracing them
-  takes; it is asked to do so seldom, and never among the modules' own.
+  jaxlib still has before 0.11; later ones refuse the flag.
+
+  Tracing makes many small objects, and Python looks for garbage whenever 700
+  are new: a tenth of what a run of seconds takes. It is asked to do so seldom,
+  and never among the modules' own.
   """
   gc.freeze()
   gc.set_threshold(200_000, 20)

@@ -72,7 +72,7 @@ def _run(main, argv, devices, said) -> None:
   os.environ["XLA_FLAGS"] += (
     f" --xla_force_host_platform_device_count={devices}"
   )
-  launch_devices.quick_compile()
+  launch_devices.quick_compile()  # Its collector's numbers are not inherited.
   sys.argv = [main.__module__, *argv]
   main(argv)
   # A fork ends without what JAX would do at exit.
