@@ -35,6 +35,8 @@ STAGES: Mapping[str, Callable] = MappingProxyType(
   }
 )
 
+BATCHES = {sft.STAGE: "sft", rl.STAGE: "rl_train"}
+
 
 def check(config: Config) -> None:
   """Refuses what cannot run, before any work is done.
@@ -96,5 +98,6 @@ def run(
 ) -> list[dict[str, Any]]:
   """The whole run; see `pipeline.run`."""
   setting = begin(config, artifacts)
+  pipeline.check_batches(setting, BATCHES)
   pipeline.keep_config(config, workdir)
   return evaluate(learn(setting), workdir, command)

@@ -46,6 +46,14 @@ STAGES = {
   "rl": rl.run,
   "ranker": ranker.run,
 }
+# The part of the configuration that sizes a stage's batches.
+BATCHES = {
+  **dict.fromkeys(("evaluators", "lookahead"), "evaluators"),
+  **dict.fromkeys(("sft", "ranker"), "sft"),
+  "distill": "distill_train",
+  "critic": "critic_train",
+  "rl": "rl_train",
+}
 # Stages that take up what another one left.
 NEEDS = {"mine": "lookahead", "distill": "mine", "critic": "sft", "rl": "sft"}
 # What one stage alone reads, and no variant sets beside others.
@@ -199,6 +207,24 @@ def check_weights(setting: settings.Run) -> None:
       f"config.data.weights={setting.weights}: no feedback would be worth "
       "anything; give one signal a weight."
     )
+
+
+def check_batches(setting: settings.Run, parts: Mapping[str, str]) -> None:
+  """Raises ConfigError: the mesh does not divide a stage's batches.
+
+  Args:
+    setting: the run's.
+    parts: stage -> part of the configuration with its `batch_size`.
+  """
+  devices = setting.mesh.size
+  for stage in filter(parts.__contains__, setting.config.stages):
+    size = getattr(setting.config, parts[stage]).batch_size
+    if size % devices:
+      raise ConfigError(
+        f"config.{parts[stage]}.batch_size={size} cannot be split over "
+        f"{devices} devices; choose a multiple of {devices} or run on fewer "
+        "devices."
+      )
 
 
 def learn(setting: AnyRun, stages: Mapping[str, Callable] = STAGES) -> AnyRun:
@@ -385,6 +411,7 @@ def run(
     The report's rows.
   """
   setting = begin(config, artifacts)
+  check_batches(setting, BATCHES)
   keep_config(config, workdir)
   # What the world knows hangs on no stage: one process makes it meanwhile.
   bounds = None

@@ -37,6 +37,8 @@ STAGES: Mapping[str, Callable] = MappingProxyType(
   }
 )
 
+BATCHES = {response.STAGE: "response", **dict.fromkeys(LEARNERS, "rl_train")}
+
 
 def learner(config: Config) -> Any:
   """The module of the stage that learns the run's system."""
@@ -122,5 +124,6 @@ def run(
 ) -> list[dict[str, Any]]:
   """The whole run; see `pipeline.run`."""
   setting = begin(config, artifacts)
+  pipeline.check_batches(setting, BATCHES)
   pipeline.keep_config(config, workdir)
   return evaluate(learn(setting), workdir, command)

@@ -183,9 +183,9 @@ def _train(argv: list[str]) -> None:
   errors.run(app, train.main)  # It reads sys.argv.
 
 
-def _run(*argv: object) -> tuple[int | None, str]:
+def _run(*argv: object, devices: int = 1) -> tuple[int | None, str]:
   """The status of launch.train, and what it printed."""
-  return programs.Program(_train, argv, 1).end()
+  return programs.Program(_train, argv, devices).end()
 
 
 def _complaint(text: str) -> str:
@@ -204,6 +204,16 @@ def test_every_mistake_is_one_sentence_and_leaves_nothing(tmp_path):
     assert len(line) < 500, line
     assert all(word in line for word in words), (flags, line)
     assert not work.exists(), (flags, list(work.rglob("*")))
+
+
+def test_a_mesh_that_divides_no_batch_is_refused_before_all_work(tmp_path):
+  work = tmp_path / "work"
+  flags = *WORLD, "--config.evaluators.batch_size=9", f"--workdir={work}"
+  code, text = _run(MAIN, *flags, devices=3)
+  assert code == 2 and "Traceback" not in text, text[-2000:]
+  words = "config.sft.batch_size=64 cannot be split over 3 devices"
+  assert words in _complaint(text)
+  assert not work.exists()
 
 
 TINY = (

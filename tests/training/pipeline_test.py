@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from rerank_rl.config import Config, DataConfig
-from rerank_rl.training import mesh, pipeline
+from rerank_rl.training import (
+  mesh,
+  next_item_pipeline,
+  pipeline,
+  session_pipeline,
+  tasks,
+)
 from rerank_rl.training.stages import evaluators
 from tests.data import movielens_test
 
@@ -59,3 +65,17 @@ def test_who_only_reports_is_fitted_to_what_was_logged(begun, monkeypatch):
       for control in ("constant", "logged")
     )
     assert (one == two).all() == (name == "b")
+
+
+def test_every_stage_that_learns_in_batches_names_their_size():
+  # A codebook, counts, lists that are searched.
+  whole = {
+    pipeline: {"tokenizer", "mine"},
+    session_pipeline: {"tokenizer"},
+    next_item_pipeline: {"tokenizer", "evaluators"},
+  }
+  assert set(whole) == set(tasks.TASKS.values())
+  for task, others in whole.items():
+    assert set(task.STAGES) - set(task.BATCHES) == others
+    for part in task.BATCHES.values():
+      assert getattr(Config(), part).batch_size > 0
