@@ -59,7 +59,7 @@ def attach(setting: Setting, state: states.TrainState) -> CuriousState:
   """The state with a fresh target and predictor."""
   train = setting.dataset.splits["train"]
   request, slate = jax.tree.map(lambda x: x[:1], (train.request, train.slate))
-  init = jax.jit(MODEL.init)
+  init = states.jit_once(MODEL.init)
   keys = jax.random.split(setting.key("novelty"))
   target, start = (
     init(key, setting.catalogue.features, request, slate[:, None])

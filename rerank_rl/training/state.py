@@ -98,6 +98,21 @@ def optimizer(
   return tx
 
 
+def jit_once(function: Callable, **kwargs: Any) -> Callable:
+  """`jax.jit` of what is called once: soon compiled, and to the same bits.
+
+  A network's first values are hundreds of small kernels, of random bits for the
+  most part. XLA would take longer to optimise them than they ever run.
+
+  Args:
+    function: a pure function.
+    **kwargs: see `jax.jit`.
+  """
+  quick = jax.config.read("jax_disable_most_optimizations")
+  options = {"xla_backend_optimization_level": 0 if quick else 1}
+  return jax.jit(function, compiler_options=options, **kwargs)
+
+
 # One program, where an eager map would compile one for every shape.
 copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
 

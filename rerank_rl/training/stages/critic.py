@@ -163,7 +163,7 @@ def _init(setting: Setting, params: Any, reward: Reward) -> Any:
   typical = float(valuer(reward)(some, some.slate).mean())
   critic = Critic(policy.levels, policy.slots, typical)
 
-  @jax.jit
+  @states.jit_once
   def init(key, params, request):
     game = sample.prepare(policy, params, setting.catalogue, request)
     slot = jnp.zeros((len(request.size), 1), jnp.int32)

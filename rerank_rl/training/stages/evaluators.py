@@ -126,7 +126,10 @@ def _learner(model: Network, config: TrainConfig):
   return tx, step
 
 
-_init = jax.jit(ensemble.init, static_argnums=(0, 4))
+@functools.cache
+def _init() -> Callable:
+  """`ensemble.init`, jitted once: equal networks are one program."""
+  return states.jit_once(ensemble.init, static_argnums=(0, 4))
 
 
 def predict(model, fitted, features, impressions) -> np.ndarray:
@@ -211,7 +214,7 @@ def _fit(
   features = setting.catalogue.features
   key = setting.key(f"{stage}/{name}")
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
-  fresh = _init(model, key, features, example, config.members)
+  fresh = _init()(model, key, features, example, config.members)
   # Modules hash by their fields, which type checkers cannot see.
   tx, step = _learner(cast(Hashable, model), numbers)
 

@@ -83,7 +83,7 @@ def run(setting: NextItem) -> NextItem:
 def _fit(setting: NextItem) -> None:
   config = setting.config.sft
   tx = states.optimizer(config)
-  params = jax.jit(setting.policy.init)(setting.key("policy"))
+  params = states.jit_once(setting.policy.init)(setting.key("policy"))
   step = make_step(setting.member, tx, config.ema)
   step = jax.tree_util.Partial(step, setting.tree)
   state = states.create(params, tx)

@@ -161,7 +161,7 @@ def _fit(setting: Setting) -> None:
   train = setting.dataset.splits["train"]
   tx = states.optimizer(config.sft)
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
-  init = jax.jit(model.init)
+  init = states.jit_once(model.init)
   params = init(setting.key(STAGE), setting.catalogue, example)
   one = functools.partial(
     _step, model, tx, config.sft.ema, LOSSES[config.protocol]

@@ -195,7 +195,7 @@ def init(setting: SessionRun):
   """Fresh parameters of a policy that reads a goal."""
   request = sessions.example(setting)
   request = request.replace(goal=jnp.zeros((2, len(goals.OBJECTIVES))))
-  make = jax.jit(setting.policy.init)
+  make = states.jit_once(setting.policy.init)
   return make(setting.key("policy"), setting.catalogue, request)
 
 

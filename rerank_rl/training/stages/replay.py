@@ -185,7 +185,7 @@ def make_method(setting: SessionRun, tx) -> Method:
 
 def _fit(setting: SessionRun) -> None:
   train, config = setting.config.rl_train, setting.config.replay
-  agent = jax.jit(agent_of(setting).init)
+  agent = states.jit_once(agent_of(setting).init)
   request = sessions.example(setting)
   params = agent(setting.key("agent"), setting.catalogue, request)
   tx = states.optimizer(states.longer(train, config.updates), tuple(params))

@@ -240,7 +240,7 @@ def init(setting: SessionRun):
   policy, critic = setting.policy, setting.critic
   more = critics.DIFFERENCE[setting.config.session.difference].critics
 
-  @jax.jit
+  @states.jit_once
   def make(key, more, request, catalogue):
     _, second, third = jax.random.split(key, 3)
     share = jnp.zeros(request.candidates.shape, request.scores.dtype)

@@ -178,5 +178,5 @@ def fresh(setting: Setting) -> Any:
   """The policy's first parameters, the same for every stage."""
   train = setting.dataset.splits["train"]
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
-  init = jax.jit(setting.policy.init)
+  init = states.jit_once(setting.policy.init)
   return init(setting.key("policy"), setting.catalogue, example)

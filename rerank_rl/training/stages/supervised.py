@@ -7,7 +7,6 @@ comes after the slate.
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -104,7 +103,7 @@ def _fit(setting: SessionRun) -> None:
   config, policy = setting.config, setting.policy
   train = config.rl_train
   # Nothing was shown to it before it plays.
-  init = jax.jit(lambda *args: policy.even(policy.init(*args)))
+  init = states.jit_once(lambda *args: policy.even(policy.init(*args)))
   request = sessions.example(setting)
   params = init(setting.key("policy"), setting.catalogue, request)
   tx = states.optimizer(train)
