@@ -93,11 +93,12 @@ SESSION = ("total_reward", "discounted_reward", "slate_reward")
 SESSIONS = ("hsrl", "a2c", "dqn", "ddpg", "hac")  # They value sessions.
 
 
-def _rows(own: int, rivals: int) -> tuple[Row, ...]:
-  return (
-    Row("glorank_rl", own),
-    *(Row(name, rivals) for name in RIVALS),
-  )
+def _rows(own: int, rivals: int, supervised: int = 0) -> tuple[Row, ...]:
+  """GloRank and its rivals; `supervised`: other seeds of PRM and NAR4Rec."""
+  seeds = dict.fromkeys(RIVALS, rivals)
+  if supervised:
+    seeds |= dict.fromkeys(("baselines/prm", "baselines/nar4rec"), supervised)
+  return Row("glorank_rl", own), *(Row(*each) for each in seeds.items())
 
 
 def _ablations() -> tuple[Row, ...]:
@@ -200,7 +201,7 @@ TABLES = {
     "Constant feedback", "constant", WORLD, (Row("glorank_rl", 3),)
   ),
   "kuairand_value": Table(
-    "KuaiRand-Pure, value", "kuairand_pure", VALUE, _rows(3, 3)
+    "KuaiRand-Pure, value", "kuairand_pure", VALUE, _rows(5, 3, 5)
   ),
   "movielens_value": Table(
     "MovieLens-1M, value", "movielens_1m", VALUE, _rows(5, 3)
