@@ -111,6 +111,14 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules = ()) -> Any:
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def indivisible(mesh: Mesh, rows: int, at: str) -> ConfigError:
+  """What to say of `rows` a batch, set in field `at`, that do not split."""
+  return ConfigError(
+    f"{at}={rows} cannot be split over {mesh.size} devices; choose a multiple "
+    f"of {mesh.size} or run on fewer devices."
+  )
+
+
 def put_batch(mesh: Mesh, local: Any) -> Any:
   """A global batch on the mesh from the rows that each process holds.
 
@@ -132,10 +140,7 @@ def put_batch(mesh: Mesh, local: Any) -> Any:
     leaf = np.asarray(leaf)
     rows = (leaf.shape[0] if leaf.ndim else 1) * processes
     if rows % mesh.size or not leaf.ndim:
-      raise ConfigError(
-        f"batch_size={rows} cannot be split over {mesh.size} devices; choose "
-        f"a multiple of {mesh.size} or run on fewer devices."
-      )
+      raise indivisible(mesh, rows, "batch_size")
     # What jit would do to a numpy argument: 64 bits only under x64.
     leaf = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
     return jax.make_array_from_process_local_data(sharding, leaf)

@@ -19,6 +19,7 @@ from rerank_rl.data import pipeline as data_pipeline
 from rerank_rl.evaluation import judge as judges
 from rerank_rl.evaluation import report
 from rerank_rl.models import policy
+from rerank_rl.training import mesh as mesh_lib
 from rerank_rl.training import setting as settings
 from rerank_rl.training import systems
 from rerank_rl.training.setting import AnyRun, Setting, valuer
@@ -216,15 +217,11 @@ def check_batches(setting: settings.Run, parts: Mapping[str, str]) -> None:
     setting: the run's.
     parts: stage -> part of the configuration with its `batch_size`.
   """
-  devices = setting.mesh.size
   for stage in filter(parts.__contains__, setting.config.stages):
-    size = getattr(setting.config, parts[stage]).batch_size
-    if size % devices:
-      raise ConfigError(
-        f"config.{parts[stage]}.batch_size={size} cannot be split over "
-        f"{devices} devices; choose a multiple of {devices} or run on fewer "
-        "devices."
-      )
+    rows = getattr(setting.config, parts[stage]).batch_size
+    if rows % setting.mesh.size:
+      at = f"config.{parts[stage]}.batch_size"
+      raise mesh_lib.indivisible(setting.mesh, rows, at)
 
 
 def learn(setting: AnyRun, stages: Mapping[str, Callable] = STAGES) -> AnyRun:

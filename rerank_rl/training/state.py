@@ -99,7 +99,7 @@ def optimizer(
 
 
 def jit_once(function: Callable, **kwargs: Any) -> Callable:
-  """`jax.jit` of what is called once: soon compiled, and to the same bits.
+  """`jax.jit` of what is called once or twice: soon compiled, the same bits.
 
   A network's first values are hundreds of small kernels, of random bits for the
   most part. XLA would take longer to optimise them than they ever run.

@@ -206,7 +206,7 @@ def test_every_mistake_is_one_sentence_and_leaves_nothing(tmp_path):
     assert not work.exists(), (flags, list(work.rglob("*")))
 
 
-def test_a_mesh_that_divides_no_batch_is_refused_before_all_work(tmp_path):
+def test_a_batch_that_devices_do_not_divide_is_refused_at_once(tmp_path):
   work = tmp_path / "work"
   flags = *WORLD, "--config.evaluators.batch_size=9", f"--workdir={work}"
   code, text = _run(MAIN, *flags, devices=3)
