@@ -10,7 +10,7 @@ from rerank_rl.config import Config, refuse_unread
 from rerank_rl.data import load
 from rerank_rl.evaluation import next_item as metrics
 from rerank_rl.models import policy
-from rerank_rl.training import next_item, pipeline
+from rerank_rl.training import next_item, runs
 from rerank_rl.training import state as states
 from rerank_rl.training.next_item import NextItem
 from rerank_rl.training.stages import next_item as sft
@@ -44,7 +44,7 @@ def check(config: Config) -> None:
   Raises:
     ConfigError: unknown data, stages missing, numbers that cannot be run.
   """
-  pipeline.check_stages(config, STAGES, ("tokenizer", sft.STAGE))
+  runs.check_stages(config, STAGES, ("tokenizer", sft.STAGE))
   load.check(config, load.SEQUENCES)
   refuse_unread(config, "data.feedback", "session", "ranker", "demo")
   policy.check(config.policy)
@@ -72,7 +72,7 @@ def begin(config: Config, root: pathlib.Path) -> NextItem:
 
 def learn(setting: NextItem) -> NextItem:
   """Runs or reloads every stage."""
-  return pipeline.learn(setting, STAGES)
+  return runs.learn(setting, STAGES)
 
 
 def evaluate(
@@ -90,7 +90,7 @@ def evaluate(
     lists, test.target[:, -1], len(setting.dataset.item_ids)
   )
   seconds = {"report": time.monotonic() - start}
-  return pipeline.publish(setting, folder, command, judged, seconds)
+  return runs.publish(setting, folder, command, judged, seconds)
 
 
 def run(
@@ -98,6 +98,6 @@ def run(
 ) -> list[dict[str, Any]]:
   """The whole run; see `pipeline.run`."""
   setting = begin(config, artifacts)
-  pipeline.check_batches(setting, BATCHES)
-  pipeline.keep_config(config, workdir)
+  runs.check_batches(setting, BATCHES)
+  runs.keep_config(config, workdir)
   return evaluate(learn(setting), workdir, command)

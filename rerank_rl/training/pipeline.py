@@ -1,9 +1,8 @@
-"""One run, from data to report: the stages, strung together."""
+"""One run of the slate task, from impressions to report."""
 
 from collections.abc import Callable, Mapping
 from concurrent import futures
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any
@@ -17,12 +16,10 @@ from rerank_rl.config import Config, ConfigError, check_choice, refuse_unread
 from rerank_rl.data import load
 from rerank_rl.data import pipeline as data_pipeline
 from rerank_rl.evaluation import judge as judges
-from rerank_rl.evaluation import report
 from rerank_rl.models import policy
-from rerank_rl.training import mesh as mesh_lib
+from rerank_rl.training import runs, systems
 from rerank_rl.training import setting as settings
-from rerank_rl.training import systems
-from rerank_rl.training.setting import AnyRun, Setting, valuer
+from rerank_rl.training.setting import Setting, valuer
 from rerank_rl.training.stages import (
   critic,
   distill,
@@ -59,52 +56,9 @@ BATCHES = {
 NEEDS = {"mine": "lookahead", "distill": "mine", "critic": "sft", "rl": "sft"}
 # What one stage alone reads, and no variant sets beside others.
 _ALONE = {"ranker": "ranker", "distill": "distill.objective", "rl": "rl.bonus"}
-# What reports call the systems that no run learns.
-TAKEN = (
-  *("ranker_order", "popularity", "ranker_reversed", "popularity_reversed"),
-  *("score_popularity_logistic", "beam_on_a", "mined", "sft_best16"),
-  *("bayes_list", "bayes_pointwise", "optimum", "random", "item_to_item"),
-)
 # Stages that leave the system `config.name`; a run has one at most.
 LAST = ("distill", "rl", "ranker")
 PROTOCOLS = ("value", "recovery", "oracle")
-
-
-def check_stages(
-  config: Config, known: Mapping[str, Any], first: tuple[str, ...] = ()
-) -> None:
-  """Refuses stages that make no run.
-
-  Args:
-    config: the run's.
-    known: the task's stages, in their order.
-    first: those that a run must begin with.
-
-  Raises:
-    ConfigError: a stage that is not known, twice, out of order or missing.
-  """
-  for field in ("name", "sft_name"):
-    if getattr(config, field) in TAKEN:
-      raise ConfigError(
-        f"config.{field}={getattr(config, field)!r} is what a report calls "
-        "another system; give the run's own another name."
-      )
-  for stage in config.stages:
-    if stage not in known:
-      raise ConfigError(
-        f"config.stages holds {stage!r}; choose from {', '.join(known)}."
-      )
-  places = [list(known).index(stage) for stage in config.stages]
-  if places != sorted(set(places)):
-    raise ConfigError(
-      f"config.stages={config.stages}; each once, in the order "
-      f"{', '.join(known)}."
-    )
-  if config.stages[: len(first)] != first:
-    raise ConfigError(
-      f"config.stages={config.stages}; the protocol {config.protocol!r} needs "
-      f"{' and '.join(first)} first."
-    )
 
 
 def check(config: Config) -> None:
@@ -114,7 +68,7 @@ def check(config: Config) -> None:
     ConfigError: an unknown stage or protocol, stages out of order, an
       illegal composition, a protocol that the data cannot serve.
   """
-  check_stages(config, STAGES)
+  runs.check_stages(config, STAGES)
   check_choice(config.protocol, PROTOCOLS, "config.protocol")
   if config.protocol == "oracle" and config.data.name != "world":
     raise ConfigError(
@@ -183,7 +137,7 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   """
   check(config)
   setting = settings.start(config, root, mesh)
-  check_weights(setting)
+  runs.check_weights(setting)
   if rl.STAGE in config.stages:
     rl.check_depth(config.rl, setting.policy)
   splits = dict(setting.dataset.splits)
@@ -194,44 +148,9 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> Setting:
   return dataclasses.replace(setting, dataset=dataset)
 
 
-def check_weights(setting: settings.Run) -> None:
-  """Raises ConfigError: weights that do not fit the data's signals."""
-  dataset = setting.dataset
-  if len(setting.weights) != len(dataset.signals):
-    raise ConfigError(
-      f"config.data.weights={setting.weights} should give one weight for each "
-      f"signal of {dataset.name}: "
-      f"{', '.join(dataset.signals) or 'it has none'}."
-    )
-  if dataset.signals and not any(setting.weights):
-    raise ConfigError(
-      f"config.data.weights={setting.weights}: no feedback would be worth "
-      "anything; give one signal a weight."
-    )
-
-
-def check_batches(setting: settings.Run, parts: Mapping[str, str]) -> None:
-  """Raises ConfigError: the mesh does not divide a stage's batches.
-
-  Args:
-    setting: the run's.
-    parts: stage -> part of the configuration with its `batch_size`.
-  """
-  for stage in filter(parts.__contains__, setting.config.stages):
-    rows = getattr(setting.config, parts[stage]).batch_size
-    if rows % setting.mesh.size:
-      at = f"config.{parts[stage]}.batch_size"
-      raise mesh_lib.indivisible(setting.mesh, rows, at)
-
-
-def learn(setting: AnyRun, stages: Mapping[str, Callable] = STAGES) -> AnyRun:
-  """Runs or reloads every stage; the setting that the last one left."""
-  for stage in setting.config.stages:
-    start = time.monotonic()
-    setting = stages[stage](setting)
-    timing = {**setting.timing, stage: time.monotonic() - start}
-    setting = dataclasses.replace(setting, timing=timing)
-  return setting
+def learn(setting: Setting) -> Setting:
+  """Runs or reloads every stage."""
+  return runs.learn(setting, STAGES)
 
 
 def compare(
@@ -295,7 +214,7 @@ def evaluate(
     relevant=relevant,
     warm=dataset.warm,
   )
-  return publish(
+  return runs.publish(
     setting,
     folder,
     command,
@@ -304,45 +223,6 @@ def evaluate(
     calibrations=_calibrations(setting, test, slates),
     deciles=_deciles(judged),
   )
-
-
-def publish(
-  setting: settings.Run,
-  folder: pathlib.Path,
-  command: str,
-  judged: Mapping[str, dict[str, Any]],
-  seconds: Mapping[str, float],
-  **pages: Any,
-) -> list[dict[str, Any]]:
-  """Writes the report of what was judged.
-
-  Args:
-    setting: after all stages.
-    folder: where report.json, report.html, ... go.
-    command: what repeats the run.
-    judged: system -> metric -> values.
-    seconds: beside the stages'.
-    **pages: see `report.write`.
-
-  Returns:
-    The report's rows.
-  """
-  rows = judges.summarise(judged, setting.config.seed)
-  if jax.process_index() == 0:
-    report.write(
-      folder,
-      dataset=setting.dataset.name,
-      version=setting.version,
-      split="test",
-      protocol=setting.config.protocol,
-      command=command,
-      rows=rows,
-      judged=judged,
-      timing={**setting.timing, **seconds},
-      history=setting.history,
-      **pages,
-    )
-  return rows
 
 
 def _calibrations(
@@ -385,14 +265,6 @@ def _deciles(judged: Mapping[str, Mapping[str, Any]]) -> Mapping[str, list]:
   }
 
 
-def keep_config(config: Config, workdir: pathlib.Path) -> None:
-  """Notes in the workdir what is being run."""
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    (workdir / "config.json").write_text(text, encoding="utf-8")
-
-
 def run(
   config: Config, workdir: pathlib.Path, artifacts: pathlib.Path, command: str
 ) -> list[dict[str, Any]]:
@@ -408,8 +280,8 @@ def run(
     The report's rows.
   """
   setting = begin(config, artifacts)
-  check_batches(setting, BATCHES)
-  keep_config(config, workdir)
+  runs.check_batches(setting, BATCHES)
+  runs.keep_config(config, workdir)
   # What the world knows hangs on no stage: one process makes it meanwhile.
   bounds = None
   if setting.world is not None and jax.process_count() == 1:

@@ -10,7 +10,7 @@ from typing import Any
 from rerank_rl.config import Config, ConfigError, SessionConfig, refuse_unread
 from rerank_rl.data import load, sessions
 from rerank_rl.models import policy
-from rerank_rl.training import pipeline, session, session_setting
+from rerank_rl.training import runs, session, session_setting
 from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.training.stages import (
   relabel,
@@ -51,7 +51,7 @@ def check(config: Config) -> None:
   Raises:
     ConfigError: unknown data, stages missing, parts that sessions lack.
   """
-  pipeline.check_stages(config, STAGES)
+  runs.check_stages(config, STAGES)
   learning = [name for name in config.stages if name in LEARNERS]
   if "tokenizer" not in config.stages or len(learning) != 1:
     raise ConfigError(
@@ -93,13 +93,13 @@ def begin(config: Config, root: pathlib.Path, mesh=None) -> SessionRun:
   """
   check(config)
   setting = session_setting.start(config, root, mesh)
-  pipeline.check_weights(setting)
+  runs.check_weights(setting)
   return setting
 
 
 def learn(setting: SessionRun) -> SessionRun:
   """Runs or reloads every stage."""
-  return pipeline.learn(setting, STAGES)
+  return runs.learn(setting, STAGES)
 
 
 def evaluate(
@@ -116,7 +116,7 @@ def evaluate(
   }
   judged = {n: judge(act, params) for n, (act, params) in systems.items()}
   seconds = {"report": time.monotonic() - begin}
-  return pipeline.publish(setting, folder, command, judged, seconds)
+  return runs.publish(setting, folder, command, judged, seconds)
 
 
 def run(
@@ -124,6 +124,6 @@ def run(
 ) -> list[dict[str, Any]]:
   """The whole run; see `pipeline.run`."""
   setting = begin(config, artifacts)
-  pipeline.check_batches(setting, BATCHES)
-  pipeline.keep_config(config, workdir)
+  runs.check_batches(setting, BATCHES)
+  runs.keep_config(config, workdir)
   return evaluate(learn(setting), workdir, command)
