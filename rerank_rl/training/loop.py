@@ -8,6 +8,7 @@ one that was not.
 
 import base64
 from collections.abc import Callable, Mapping
+from concurrent import futures
 import contextlib
 import dataclasses
 import functools
@@ -264,8 +265,9 @@ def fit(
   Args:
     state: the initial state; its memory is donated, do not use it again.
     step_fn: pure (state, batch, key) -> (state, {name: (sum, count)}), jitted
-      here; "loss" must stay finite. Large arrays that it needs and does not
-      change are bound with `jax.tree_util.Partial`, not closed over.
+      here, in a thread beside the first evaluation; "loss" must stay finite.
+      Large arrays that it needs and does not change are bound with
+      `jax.tree_util.Partial`, not closed over.
     batches: iterator over this process's rows (numpy pytrees) with
       `get_state()` (bytes or JSON) and `set_state(state)`; a state must mean
       the same place in every process.
@@ -306,14 +308,13 @@ def fit(
     run = _Fit(state, mesh, config, folder, title, select, since, writer)
     del state
     stack.callback(run.checkpoints.close)
-    if not run.resume(batches) and evaluate is not None:
-      run.evaluate(evaluate)
+    fresh = not run.resume(batches)
     if not run.progress.finished:
-      _learn(run, step_fn, batches, key, evaluate, preempted)
+      _learn(run, step_fn, batches, key, evaluate, preempted, fresh)
     return run.result()
 
 
-def _learn(run, step_fn, batches, key, evaluate, preempted) -> None:
+def _learn(run, step_fn, batches, key, evaluate, preempted, fresh) -> None:
   """The loop itself."""
   config, progress = run.config, run.progress
   if not isinstance(step_fn, jax.tree_util.Partial):
@@ -325,6 +326,20 @@ def _learn(run, step_fn, batches, key, evaluate, preempted) -> None:
   advance = _advance(treedef, places, whole, jax.random.key_impl(key))
   key = np.asarray(jax.random.key_data(key))
   del leaves
+
+  def take():
+    batch = _next(batches, run.title, progress.step)
+    return mesh_lib.put_batch(run.mesh, batch)
+
+  batch = take()
+  if fresh and evaluate is not None:
+    # Compiling leaves the interpreter: the step's beside the evaluation's.
+    with futures.ThreadPoolExecutor(1) as pool:
+      args = step_fn, run.state, batch, key, np.uint32(0)
+      ahead = pool.submit(lambda *x: advance.lower(*x).compile(), *args)
+      run.evaluate(evaluate)
+      ahead.result()
+      del args, ahead
   bar = tqdm.tqdm(
     total=config.steps,
     initial=progress.step,
@@ -332,14 +347,9 @@ def _learn(run, step_fn, batches, key, evaluate, preempted) -> None:
     disable=None if jax.process_index() == 0 else True,
   )
   with bar:
-    while not progress.finished:
-      batch = _next(batches, run.title, progress.step)
+    while True:
       run.state, metrics = advance(
-        step_fn,
-        run.state,
-        mesh_lib.put_batch(run.mesh, batch),
-        key,
-        np.uint32(progress.step),
+        step_fn, run.state, batch, key, np.uint32(progress.step)
       )
       progress.step += 1
       run.flush((progress.step, metrics))  # The previous step's, while this
@@ -360,3 +370,6 @@ def _learn(run, step_fn, batches, key, evaluate, preempted) -> None:
           progress.step,
         )
         raise SystemExit(preemption.PREEMPTED)
+      if progress.finished:
+        break
+      batch = take()

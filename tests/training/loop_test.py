@@ -190,6 +190,23 @@ def test_one_trace_and_donation_of_the_state_alone(tmp_path):
   assert last["gap"] > 0
 
 
+def test_the_step_is_compiled_once_and_beside_the_first_evaluation(
+  tmp_path, caplog
+):
+  jax.clear_caches()
+  jax.config.update("jax_log_compiles", True)
+  try:
+    toy.fit(tmp_path, mesh=one())
+  finally:
+    jax.config.update("jax_log_compiles", False)
+  threads = [
+    record.threadName
+    for record in caplog.records
+    if "XLA compilation of jit(advance)" in record.getMessage()
+  ]
+  assert len(threads) == 1 and threads[0] != "MainThread"
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
   """An undisturbed run in 64 bits on one device."""
