@@ -13,6 +13,7 @@ import pytest
 from launch import errors
 from rerank_rl.data import movielens
 from rerank_rl.evaluation import report
+from rerank_rl.training import runs
 from tests import programs
 from tests.data import movielens_test
 from tests.end_to_end import micro
@@ -46,6 +47,8 @@ def test_the_report_holds_what_it_should(undisturbed):
     "bayes_list",
     "optimum",
   }
+  # A run may not take the name of a system that it is compared with.
+  assert systems - {"glorank_sft", "glorank_rl"} <= set(runs.TAKEN)
   for row in facts["rows"]:
     metrics = row["metrics"]
     assert 0 < metrics["share"] <= 1.001
@@ -168,6 +171,7 @@ def test_logged_items_are_recovered_without_an_evaluator(tmp_path):
   assert {"glorank_sft", "glorank_rl"} <= set(metrics)
   # Beside what the set's own user would guess, the controls for leaks.
   assert {"ranker_reversed", "score_popularity_logistic"} <= set(metrics)
+  assert set(metrics) - {"glorank_sft", "glorank_rl"} <= set(runs.TAKEN)
   for own in metrics.values():
     assert 0 < own["ndcg@6"] < 1 and 0 < own["precision@6"] < 1
     assert not {"true_utility", "evaluator_a", "evaluator_b"} & set(own)

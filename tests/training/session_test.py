@@ -15,7 +15,7 @@ from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import report
 from rerank_rl.rl import values
 from rerank_rl.simulation import session as simulation
-from rerank_rl.training import session, session_pipeline, tasks
+from rerank_rl.training import runs, session, session_pipeline, tasks
 from rerank_rl.training.stages import session as stage
 from rerank_rl.types import Outcome, Request
 from tests import toys
@@ -66,6 +66,7 @@ def test_the_report_holds_what_the_protocol_asks(done):
   assert facts["protocol"] == "session"
   systems = [row["system"] for row in facts["rows"]]
   assert systems == ["random", "ranker_order", "hsrl"]
+  assert set(systems[:2]) <= set(runs.TAKEN)
   for row in facts["rows"]:
     assert row["metrics"]["requests"] == 40
     for name in ("total_reward", "discounted_reward", "slate_reward"):
