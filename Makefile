@@ -16,6 +16,10 @@ ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(VERSION)
 
+# A step's memory is hundreds of MB that glibc takes anew each time: in pages of
+# 2 MB, not 4 KB, a fifth of a session's step is saved. Others ignore this.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: train test lint bench reproduce clean
 
 train: $(INSTALLED)
