@@ -314,6 +314,14 @@ def fit(
     return run.result()
 
 
+def _evaluate_first(run, evaluate, lower, args) -> None:
+  """Evaluates while a thread, which needs no interpreter, compiles the step."""
+  with futures.ThreadPoolExecutor(1) as pool:
+    step = pool.submit(lambda: lower(*args).compile())
+    run.evaluate(evaluate)
+    step.result()
+
+
 def _learn(run, step_fn, batches, key, evaluate, preempted, fresh) -> None:
   """The loop itself."""
   config, progress = run.config, run.progress
@@ -333,13 +341,9 @@ def _learn(run, step_fn, batches, key, evaluate, preempted, fresh) -> None:
 
   batch = take()
   if fresh and evaluate is not None:
-    # Compiling leaves the interpreter: the step's beside the evaluation's.
-    with futures.ThreadPoolExecutor(1) as pool:
-      args = step_fn, run.state, batch, key, np.uint32(0)
-      ahead = pool.submit(lambda *x: advance.lower(*x).compile(), *args)
-      run.evaluate(evaluate)
-      ahead.result()
-      del args, ahead
+    first = step_fn, run.state, batch, key, np.uint32(progress.step)
+    _evaluate_first(run, evaluate, advance.lower, first)
+    del first
   bar = tqdm.tqdm(
     total=config.steps,
     initial=progress.step,
