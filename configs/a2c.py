@@ -8,8 +8,8 @@ from the slates that it has just shown (docs/methods.md). All else as in
 configs/dqn.py.
 
 Learning takes 3 to 6 minutes of a core. To expect among learnt users (total
-reward, five seeds): 6.89 on KuaiRand and 23.29 on MovieLens, where HSRL has
-8.66 and 24.12.
+reward, five seeds): 6.94 on KuaiRand and 23.29 on MovieLens, where HSRL has
+8.59 and 24.12.
 """
 
 from configs import common, dqn

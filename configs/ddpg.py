@@ -6,8 +6,8 @@ z = mu(s), the slate is the top-K of z . e_i, a critic values (s, z); exploring
 is Gaussian noise on z (docs/methods.md). All else as in configs/dqn.py.
 
 Learning takes 3 to 6 minutes of a core. To expect among learnt users (total
-reward, five seeds): 7.23 on KuaiRand and 23.08 on MovieLens, where HSRL has
-8.66 and 24.12.
+reward, five seeds): 7.07 on KuaiRand and 23.08 on MovieLens, where HSRL has
+8.59 and 24.12.
 """
 
 from configs import common, dqn

@@ -8,8 +8,8 @@ reading of them and the number of sessions played are those of
 configs/hsrl.py; so are the variants, `disentangled` among them.
 
 Learning takes 3 to 6 minutes of a core. To expect among learnt users (total
-reward, five seeds): 8.33 on KuaiRand and 23.48 on MovieLens, where HSRL has
-8.66 and 24.12.
+reward, five seeds): 8.40 on KuaiRand and 23.48 on MovieLens, where HSRL has
+8.59 and 24.12.
 """
 
 from configs import common, hsrl

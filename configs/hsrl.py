@@ -14,7 +14,7 @@ sees what it has placed (`--config.policy.head=hpn` for the paper's there, too).
 
 `trust` takes two to four minutes of one core and reaches .979 to 1 of the
 optimum, greedy (16 seeds); among learnt users learning takes 3 to 6. To expect
-there, total reward: 8.66 on KuaiRand, 24.12 on MovieLens (five seeds).
+there, total reward: 8.59 on KuaiRand, 24.12 on MovieLens (five seeds).
 """
 
 from configs import common

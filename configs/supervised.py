@@ -8,8 +8,8 @@ later (docs/methods.md). Users and the number of sessions played are those of
 configs/hsrl.py; so are the variants, but for `disentangled`.
 
 Learning takes 3 to 6 minutes of a core. To expect among learnt users (total
-reward, five seeds): 6.38 on KuaiRand and 23.82 on MovieLens, where HSRL has
-8.66 and 24.12.
+reward, five seeds): 6.35 on KuaiRand and 23.82 on MovieLens, where HSRL has
+8.59 and 24.12.
 """
 
 from configs import common, hsrl
