@@ -315,7 +315,7 @@ def fit(
 
 
 def _evaluate_first(run, evaluate, lower, args) -> None:
-  """Evaluates while a thread, which needs no interpreter, compiles the step."""
+  """Evaluates while a thread compiles the step: XLA needs no Python."""
   with futures.ThreadPoolExecutor(1) as pool:
     step = pool.submit(lambda: lower(*args).compile())
     run.evaluate(evaluate)
