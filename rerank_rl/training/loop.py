@@ -114,11 +114,11 @@ class _Fit:
     extra = {} if self.best is None else {"best": self.best}
     return {"state": self.state, **extra}
 
-  def resume(self, batches) -> bool:
-    """Takes up the latest checkpoint; False when there is none."""
+  def resume(self, batches) -> None:
+    """Takes up the latest checkpoint, where there is one."""
     if self.checkpoints.latest is None:
       self.writer.resume(-1)
-      return False
+      return
     tree, saved = self.checkpoints.restore(self.tree())
     if saved["config"] != self.progress.config:
       raise config_lib.ConfigError(
@@ -131,7 +131,6 @@ class _Fit:
     if not self.progress.finished:
       batches.set_state(_decode(self.progress.batches))
       logging.info("%s resumes at step %d.", self.title, self.progress.step)
-    return True
 
   def save(self, batches) -> None:
     """Figures first, so that no checkpoint is ahead of them."""
@@ -308,9 +307,9 @@ def fit(
     run = _Fit(state, mesh, config, folder, title, select, since, writer)
     del state
     stack.callback(run.checkpoints.close)
-    fresh = not run.resume(batches)
+    run.resume(batches)
     if not run.progress.finished:
-      _learn(run, step_fn, batches, key, evaluate, preempted, fresh)
+      _learn(run, step_fn, batches, key, evaluate, preempted)
     return run.result()
 
 
@@ -322,7 +321,7 @@ def _evaluate_first(run, evaluate, lower, args) -> None:
     step.result()
 
 
-def _learn(run, step_fn, batches, key, evaluate, preempted, fresh) -> None:
+def _learn(run, step_fn, batches, key, evaluate, preempted) -> None:
   """The loop itself."""
   config, progress = run.config, run.progress
   if not isinstance(step_fn, jax.tree_util.Partial):
@@ -340,7 +339,7 @@ def _learn(run, step_fn, batches, key, evaluate, preempted, fresh) -> None:
     return mesh_lib.put_batch(run.mesh, batch)
 
   batch = take()
-  if fresh and evaluate is not None:
+  if evaluate is not None and not progress.history:
     first = step_fn, run.state, batch, key, np.uint32(progress.step)
     _evaluate_first(run, evaluate, advance.lower, first)
     del first
