@@ -13,6 +13,7 @@ from rerank_rl.models.policy import Policy
 from rerank_rl.rl import agents
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training import fitting
+from rerank_rl.training import state as states
 from rerank_rl.training.session_setting import SessionRun
 from rerank_rl.training.setting import by_keyed_chunks, local
 from rerank_rl.types import Array, Request
@@ -60,20 +61,11 @@ def play(policy: Policy, turns: int, params, catalogue, law, start, key):
   return simulation.play(law, act, start, key, turns)
 
 
-@functools.cache
-def _bound(function: Callable, static: Any) -> Callable:
-  return functools.partial(function, static)
-
-
 def system(
   function: Callable[..., Array], static: Any, *arrays: Any
 ) -> Callable[..., Array]:
-  """A pytree that calls function(static, *arrays, ...), as an Act is called.
-
-  To jit, two of one function and one static part are the same, where for each
-  new `functools.partial` it would compile anew.
-  """
-  return jax.tree_util.Partial(_bound(function, static), *arrays)
+  """A pytree that calls function(static, *arrays, ...), as an Act is called."""
+  return jax.tree_util.Partial(states.bound(function, static), *arrays)
 
 
 def greedy(setting: SessionRun) -> Act:

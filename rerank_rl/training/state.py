@@ -1,6 +1,6 @@
 """What a stage optimises, and how one gradient changes it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any, TypeVar
@@ -52,8 +52,10 @@ def longer(train: TrainConfig, updates: int) -> TrainConfig:
   )
 
 
+# Asked for again it is no other to jit.
+@functools.cache
 def optimizer(
-  config: TrainConfig, parts: Sequence[str] = ()
+  config: TrainConfig, parts: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:
   """AdamW on clipped gradients, warm-up, then cosine decay to 10 %.
 
@@ -96,6 +98,11 @@ def optimizer(
   if config.accumulate > 1:
     tx = optax.MultiSteps(tx, config.accumulate).gradient_transformation()
   return tx
+
+
+# A function bound to what is static, asked for again the same: of a new
+# `functools.partial` jit would trace and compile all anew.
+bound: Callable[..., Callable] = functools.cache(functools.partial)
 
 
 def jit_once(function: Callable, **kwargs: Any) -> Callable:

@@ -146,7 +146,9 @@ def test_each_objective_can_be_driven_down(calm, objective):
   numbers = dataclasses.replace(calm.config.distill, objective=objective)
   train = config_lib.TrainConfig(steps=40, learning_rate=0.01, warmup_steps=2)
   tx, first = states.optimizer(train), sft.fresh(calm)
-  step = jax.jit(distill.make_step(calm.policy, numbers, tx, train.ema))
+  step = jax.jit(
+    states.bound(distill.step, calm.policy, numbers, tx, train.ema)
+  )
   batch, state = next(distill.batches(calm)), states.create(first, tx)
   losses, key = [], jax.random.key(0)
   for _ in range(train.steps):

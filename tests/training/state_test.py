@@ -131,6 +131,23 @@ def test_impossible_numbers_are_named(name, value, words):
     state_lib.optimizer(dataclasses.replace(CONFIG, **{name: value}))
 
 
+def test_a_step_asked_for_again_is_no_other_to_jit():
+  """Whose static parts are equal; another optimiser's is another."""
+  traced = []
+
+  def step(tx, state, grads):
+    traced.append(None)
+    return state_lib.apply_gradients(state, grads, tx, 0.5)
+
+  (grads,) = noise(1)
+  jitted = jax.jit(lambda own, *args: own(*args))
+  for rate, times in ((0.1, 1), (0.1, 1), (0.2, 2)):
+    tx = state_lib.optimizer(dataclasses.replace(CONFIG, learning_rate=rate))
+    own = jax.tree_util.Partial(state_lib.bound(step, tx))
+    jitted(own, state_lib.create(params(), tx), grads)
+    assert len(traced) == times
+
+
 def test_what_is_compiled_for_one_call_computes_the_same_bits():
   """As the program that XLA optimises, which no other test has."""
   module, x = nn.Dense(16), jnp.zeros((2, 8))

@@ -1,6 +1,5 @@
 """Stage `critic`: what the SFT policy's prefixes are worth, token by token."""
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -44,27 +43,29 @@ def _rollouts(policy, config, params, catalogue, reward, batch, key):
   return game, tree, reward(batch, tree.slate)
 
 
-def make_step(
-  policy: Policy, config: CriticConfig, tx, decay: float
-) -> Callable:
-  """The step: (catalogue, reward, params, state, batch, key) -> ...
+def step(
+  policy: Policy,
+  config: CriticConfig,
+  tx,
+  decay: float,
+  catalogue,
+  reward,
+  params,
+  state,
+  batch,
+  key,
+):
+  """Rolls the policy of `params` out; one gradient step on TD(lambda)."""
+  game, tree, outcome = _rollouts(
+    policy, config, params, catalogue, reward, batch, key
+  )
 
-  Rolls the policy of `params` out; one gradient step on TD(lambda).
-  """
+  def objective(critic):
+    value = value_of(policy, critic)
+    read = values.along(policy, params, value, game, tree.slate)
+    return values.temporal_difference(read, outcome, config.decay)
 
-  def step(catalogue, reward, params, state, batch, key):
-    game, tree, outcome = _rollouts(
-      policy, config, params, catalogue, reward, batch, key
-    )
-
-    def objective(critic):
-      value = value_of(policy, critic)
-      read = values.along(policy, params, value, game, tree.slate)
-      return values.temporal_difference(read, outcome, config.decay)
-
-    return states.step_on(state, objective, tx, decay)
-
-  return step
+  return states.step_on(state, objective, tx, decay)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -137,8 +138,8 @@ def _fit(setting: Setting) -> None:
     error, count = errors.sum((0, 1)).tolist()
     return {"error": error / max(count, 1), **by_slot}
 
-  step = jax.tree_util.Partial(
-    make_step(policy, config.critic, tx, config.critic_train.ema),
+  own = jax.tree_util.Partial(
+    states.bound(step, policy, config.critic, tx, config.critic_train.ema),
     setting.catalogue,
     reward,
     params,
@@ -147,7 +148,7 @@ def _fit(setting: Setting) -> None:
   train = config.critic_train
   batches = fitting.local_batches(setting, train.batch_size, STAGE)
   watch = evaluate, ("error", False)
-  fitting.fit(setting, STAGE, state, step, batches, train, watch)
+  fitting.fit(setting, STAGE, state, own, batches, train, watch)
 
 
 def _init(setting: Setting, params: Any, reward: Reward) -> Any:

@@ -3,7 +3,6 @@
 It starts from the SFT policy where the run has one, else from nothing.
 """
 
-from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
@@ -75,18 +74,22 @@ def preferred(policy, config, catalogue, reference, params, batch: Mined):
 OBJECTIVES = {"distill": dense, "preference": preferred}
 
 
-def make_step(
-  policy: Policy, config: DistillConfig, tx, decay: float
-) -> Callable:
-  """The step: (catalogue, reference, state, batch, key) -> ..."""
+def step(
+  policy: Policy,
+  config: DistillConfig,
+  tx,
+  decay: float,
+  catalogue,
+  reference,
+  state,
+  batch,
+  key,
+):
+  """One gradient step on the configured objective: (state, metrics)."""
+  del key
   objective = OBJECTIVES[config.objective]
-
-  def step(catalogue, reference, state, batch, key):
-    del key
-    own = functools.partial(objective, policy, config, catalogue, reference)
-    return states.step_on(state, lambda p: own(p, batch), tx, decay)
-
-  return step
+  own = functools.partial(objective, policy, config, catalogue, reference)
+  return states.step_on(state, lambda p: own(p, batch), tx, decay)
 
 
 def check(config: Config) -> None:
@@ -162,11 +165,11 @@ def _fit(setting: Setting) -> None:
   tx = states.optimizer(train)
   start = setting.params.get(config.sft_name)
   start = jax.tree.map(jnp.asarray, fresh(setting) if start is None else start)
-  step = jax.tree_util.Partial(
-    make_step(setting.policy, config.distill, tx, train.ema),
+  own = jax.tree_util.Partial(
+    states.bound(step, setting.policy, config.distill, tx, train.ema),
     setting.catalogue,
     start,
   )
   state, stream = states.create(start, tx), batches(setting)
   watch = selection(setting, greedy_ranker(setting))
-  fitting.fit(setting, STAGE, state, step, stream, train, watch)
+  fitting.fit(setting, STAGE, state, own, stream, train, watch)

@@ -5,11 +5,11 @@ and the judge B is another network than A and S. Each is stopped by the
 log-loss of rows held out of its own third and then calibrated on them.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
-from typing import Any, cast
+from typing import Any
 
 from absl import logging
 import jax
@@ -110,26 +110,13 @@ def train_config(config: EvaluatorConfig, rows: int) -> TrainConfig:
   )
 
 
-@functools.cache
-def _learner(model: Network, config: TrainConfig):
-  """(optimiser, step); cached, so that equal networks compile once."""
-  tx = states.optimizer(config)
+def step(model: Network, tx, decay: float, features, state, batch, key):
+  """One gradient step on the network's penalty: (state, metrics)."""
 
-  def step(features, state, batch, key):
-    """One gradient step on the network's penalty."""
+  def objective(params):
+    return ensemble.loss(model, params, features, batch, key)
 
-    def objective(params):
-      return ensemble.loss(model, params, features, batch, key)
-
-    return states.step_on(state, objective, tx, config.ema)
-
-  return tx, step
-
-
-@functools.cache
-def _init() -> Callable:
-  """`ensemble.init`, jitted once: equal networks are one program."""
-  return states.jit_once(ensemble.init, static_argnums=(0, 4))
+  return states.step_on(state, objective, tx, decay)
 
 
 def predict(model, fitted, features, impressions) -> np.ndarray:
@@ -214,9 +201,9 @@ def _fit(
   features = setting.catalogue.features
   key = setting.key(f"{stage}/{name}")
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
-  fresh = _init()(model, key, features, example, config.members)
-  # Modules hash by their fields, which type checkers cannot see.
-  tx, step = _learner(cast(Hashable, model), numbers)
+  init = states.jit_once(ensemble.init, static_argnums=(0, 4))
+  fresh = init(model, key, features, example, config.members)
+  tx = states.optimizer(numbers)
 
   def shown(params):
     fitted = fresh.replace(params=local(params))
@@ -224,7 +211,7 @@ def _fit(
 
   out = loop.fit(
     states.create(fresh.params, tx),
-    jax.tree_util.Partial(step, features),
+    jax.tree_util.Partial(states.bound(step, model, tx, numbers.ema), features),
     pipeline.batches(
       train,
       numbers.batch_size,

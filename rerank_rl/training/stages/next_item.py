@@ -1,7 +1,5 @@
 """Stage `sft` of the next-item task: cross-entropy of all next items."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -47,14 +45,10 @@ def cross_entropy(
   return total.sum(), count * real.sum()
 
 
-def make_step(member: NextItemPolicy, tx, decay: float) -> Callable:
-  """The SFT step: (tree, state, batch, key) -> (state, metrics)."""
-
-  def step(tree, state, batch, key):
-    objective = lambda params: cross_entropy(member, tree, params, batch, key)
-    return states.step_on(state, objective, tx, decay)
-
-  return step
+def step(member: NextItemPolicy, tx, decay: float, tree, state, batch, key):
+  """The SFT step: (state, metrics)."""
+  objective = lambda params: cross_entropy(member, tree, params, batch, key)
+  return states.step_on(state, objective, tx, decay)
 
 
 def run(setting: NextItem) -> NextItem:
@@ -84,8 +78,9 @@ def _fit(setting: NextItem) -> None:
   config = setting.config.sft
   tx = states.optimizer(config)
   params = states.jit_once(setting.policy.init)(setting.key("policy"))
-  step = make_step(setting.member, tx, config.ema)
-  step = jax.tree_util.Partial(step, setting.tree)
+  own = jax.tree_util.Partial(
+    states.bound(step, setting.member, tx, config.ema), setting.tree
+  )
   state = states.create(params, tx)
   batches = fitting.local_batches(setting, config.batch_size, STAGE)
-  fitting.fit(setting, STAGE, state, step, batches, config, selection(setting))
+  fitting.fit(setting, STAGE, state, own, batches, config, selection(setting))

@@ -309,7 +309,7 @@ def _fit(setting: NextItem) -> None:
   method = Method(setting.policy, setting.member, config.rl, tx, train.ema)
   reward = REWARDS[config.rl.reward]
   own = jax.tree_util.Partial(
-    functools.partial(step, method), setting.tree, start, reward.worth(setting)
+    states.bound(step, method), setting.tree, start, reward.worth(setting)
   )
   rows, size = reward.rows(setting), train.batch_size
   batches = fitting.local_batches(setting, size, STAGE, rows)

@@ -163,9 +163,7 @@ def _fit(setting: Setting) -> None:
   example = jax.tree.map(lambda x: jnp.asarray(x[:2]), train.request)
   init = states.jit_once(model.init)
   params = init(setting.key(STAGE), setting.catalogue, example)
-  one = functools.partial(
-    _step, model, tx, config.sft.ema, LOSSES[config.protocol]
-  )
+  one = states.bound(_step, model, tx, config.sft.ema, LOSSES[config.protocol])
   step = jax.tree_util.Partial(
     one, setting.catalogue, jnp.asarray(setting.weights)
   )

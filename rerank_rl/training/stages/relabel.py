@@ -7,7 +7,6 @@ the end its own slates are relabelled, too, so that it is asked for what it
 takes.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -148,7 +147,7 @@ def _fit(setting: SessionRun) -> None:
   shown = behaviours, scaled(region, region), jnp.asarray(weights(found))
   tx = states.optimizer(train)
   own = jax.tree_util.Partial(
-    functools.partial(step, policy, tx, config),
+    states.bound(step, policy, tx, config),
     (setting.catalogue, setting.environment("train")),
     shown,
   )

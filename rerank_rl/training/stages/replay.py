@@ -190,8 +190,8 @@ def _fit(setting: SessionRun) -> None:
   params = agent(setting.key("agent"), setting.catalogue, request)
   tx = states.optimizer(states.longer(train, config.updates), tuple(params))
   method = make_method(setting, tx)
-  state = keeping.begin(setting, functools.partial(play, method), params, tx)
-  own = functools.partial(step, method)
+  state = keeping.begin(setting, states.bound(play, method), params, tx)
+  own = states.bound(step, method)
   sessions.fit(setting, STAGE, own, state, watch(setting))
 
 

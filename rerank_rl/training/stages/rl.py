@@ -394,7 +394,7 @@ def _fit(setting: Setting) -> None:
   if config.rl.bonus:
     state = curiosity.attach(setting, state)
   own = jax.tree_util.Partial(
-    functools.partial(step, method),
+    states.bound(step, method),
     setting.catalogue,
     setting.reward(config.rl.reward),
     start["policy"],

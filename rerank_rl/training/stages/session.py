@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from rerank_rl.config import Config, ConfigError, check_choice, refuse_unread
 from rerank_rl.decoding import sample
+from rerank_rl.models.hpn import LevelCritic
+from rerank_rl.models.policy import Policy
 from rerank_rl.rl import credit, learner, objectives, replay, values
 from rerank_rl.simulation import session as simulation
 from rerank_rl.training import critics
@@ -227,36 +229,35 @@ def _fit(setting: SessionRun) -> None:
   tx = states.optimizer(schedule, tuple(params))
   method = make_method(setting, tx)
   if again:
-    play = functools.partial(_by_user, method)
+    play = states.bound(_by_user, method)
     state = keeping.begin(setting, play, params, tx)
   else:
     state = states.create(params, tx)
-  own = functools.partial(step, method)
+  own = states.bound(step, method)
   sessions.fit(setting, STAGE, own, state, watch(setting))
 
 
 def init(setting: SessionRun):
   """Fresh parameters {"policy", "critic"}, and those of further critics."""
-  policy, critic = setting.policy, setting.critic
   more = critics.DIFFERENCE[setting.config.session.difference].critics
-
-  @states.jit_once
-  def make(key, more, request, catalogue):
-    _, second, third = jax.random.split(key, 3)
-    share = jnp.zeros(request.candidates.shape, request.scores.dtype)
-    slate = jnp.zeros((2, policy.slots), jnp.int32)
-    keys = {"critic": third, **more}
-    valued = {
-      name: critic.init(
-        key, catalogue, request, share, slate, method="initialise"
-      )["params"]
-      for name, key in keys.items()
-    }
-    own = policy.even(policy.init(second, catalogue, request))
-    return {"policy": own, **valued}
-
   key, keys = setting.key("policy"), {name: setting.key(name) for name in more}
+  make = states.jit_once(states.bound(_init, setting.policy, setting.critic))
   return make(key, keys, sessions.example(setting), setting.catalogue)
+
+
+def _init(policy: Policy, critic: LevelCritic, key, more, request, catalogue):
+  _, second, third = jax.random.split(key, 3)
+  share = jnp.zeros(request.candidates.shape, request.scores.dtype)
+  slate = jnp.zeros((2, policy.slots), jnp.int32)
+  keys = {"critic": third, **more}
+  valued = {
+    name: critic.init(
+      key, catalogue, request, share, slate, method="initialise"
+    )["params"]
+    for name, key in keys.items()
+  }
+  own = policy.even(policy.init(second, catalogue, request))
+  return {"policy": own, **valued}
 
 
 def watch(setting: SessionRun):

@@ -101,23 +101,21 @@ RULES = {
 }
 
 
-def make_step(policy: Policy, tx, decay: float) -> Callable:
-  """The SFT step: (catalogue, demonstrate, state, batch, key) -> ...
+def step(
+  policy: Policy, tx, decay: float, catalogue, demonstrate, state, batch, key
+):
+  """The SFT step: (state, metrics).
 
   Cross-entropy of the demonstrated tokens under the legality mask.
   """
+  slate = jax.lax.stop_gradient(demonstrate(batch, key))[:, None]
 
-  def step(catalogue, demonstrate, state, batch, key):
-    slate = jax.lax.stop_gradient(demonstrate(batch, key))[:, None]
+  def objective(params):
+    game = sample.prepare(policy, params, catalogue, batch.request)
+    scores = learner.score_slates(policy, params, game, slate)
+    return objectives.cross_entropy(scores, jnp.ones(slate.shape[:2]))
 
-    def objective(params):
-      game = sample.prepare(policy, params, catalogue, batch.request)
-      scores = learner.score_slates(policy, params, game, slate)
-      return objectives.cross_entropy(scores, jnp.ones(slate.shape[:2]))
-
-    return states.step_on(state, objective, tx, decay)
-
-  return step
+  return states.step_on(state, objective, tx, decay)
 
 
 def check(config: Config) -> None:
@@ -163,15 +161,15 @@ def run(setting: Setting) -> Setting:
 def _fit(setting: Setting) -> None:
   config, policy = setting.config, setting.policy
   tx = states.optimizer(config.sft)
-  step = jax.tree_util.Partial(
-    make_step(policy, tx, config.sft.ema),
+  own = jax.tree_util.Partial(
+    states.bound(step, policy, tx, config.sft.ema),
     setting.catalogue,
     RULES[config.demo.rule](setting),
   )
   state = states.create(fresh(setting), tx)
   batches = fitting.local_batches(setting, config.sft.batch_size, STAGE)
   watch = selection(setting, greedy_ranker(setting))
-  fitting.fit(setting, STAGE, state, step, batches, config.sft, watch)
+  fitting.fit(setting, STAGE, state, own, batches, config.sft, watch)
 
 
 def fresh(setting: Setting) -> Any:

@@ -4,7 +4,6 @@ What HSRL is measured by: it sees what stands above an item, and nothing that
 comes after the slate.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -108,7 +107,7 @@ def _fit(setting: SessionRun) -> None:
   params = init(setting.key("policy"), setting.catalogue, request)
   tx = states.optimizer(train)
   method = Method(policy, config.session.turns, tx, train.ema)
-  own = functools.partial(step, method)
+  own = states.bound(step, method)
   watch = sessions.watch(setting, sessions.greedy(setting))
   sessions.fit(setting, STAGE, own, states.create(params, tx), watch)
 
