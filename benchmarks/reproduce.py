@@ -5,6 +5,7 @@ not run again, so that the command can be stopped and started at will. A table
 is written once all of its runs are finished, and printed before.
 """
 
+from collections.abc import Iterator
 import hashlib
 import json
 import pathlib
@@ -305,22 +306,35 @@ def seeds_of(row: Row, most: int = 0) -> range:
   return range(FIRST_SEED, FIRST_SEED + min(row.seeds, most or row.seeds))
 
 
-def runs_of(table: Table, out: pathlib.Path, most: int = 0):
-  """(row, seed, workdir, command, whether it has a report) of each run."""
+class Run(NamedTuple):
+  """A row's run of one seed, made or to be made."""
+
+  row: Row
+  seed: int
+  workdir: pathlib.Path
+  argv: list[str]
+
+  @property
+  def done(self) -> bool:
+    """Whether it has a report."""
+    return (self.workdir / report.REPORT).exists()
+
+
+def runs_of(table: Table, out: pathlib.Path, most: int = 0) -> Iterator[Run]:
+  """All runs of a table, of at most `most` seeds unless that is 0."""
   for row in table.rows:
     for seed in seeds_of(row, most):
-      workdir, argv = command(table, row, seed, out)
-      yield row, seed, workdir, argv, (workdir / report.REPORT).exists()
+      yield Run(row, seed, *command(table, row, seed, out))
 
 
 def collect(table: Table, out: pathlib.Path) -> dict:
   """system -> {seed: {metric: per-request array}} of finished runs."""
   found: dict[str, dict[int, dict]] = {}
-  for _, seed, workdir, _, done in runs_of(table, out):
-    if done:
-      judged = report.load_judgements(workdir / report.JUDGEMENTS)
+  for run in runs_of(table, out):
+    if run.done:
+      judged = report.load_judgements(run.workdir / report.JUDGEMENTS)
       for system, values in judged.items():
-        found.setdefault(system, {}).setdefault(seed, values)
+        found.setdefault(system, {}).setdefault(run.seed, values)
   return found
 
 
@@ -356,10 +370,10 @@ def render(name: str, table: Table, out: pathlib.Path) -> str:
 def _selection(table: Table, out: pathlib.Path) -> list[str]:
   """What evaluator S's choice of a checkpoint cost, where truth is known."""
   shares = []
-  for row, _, workdir, _, done in runs_of(table, out):
-    if row.system != table.own or not done:
+  for run in runs_of(table, out):
+    if run.row.system != table.own or not run.done:
       continue
-    text = (workdir / report.REPORT).read_text(encoding="utf-8")
+    text = (run.workdir / report.REPORT).read_text(encoding="utf-8")
     seen = json.loads(text).get("history", {}).get("rl", [])
     if not seen or not {"true_utility", "evaluator_s"} <= set(seen[0]):
       return []
@@ -435,7 +449,7 @@ def publish(
   What is published would be lost to a run of fewer seeds.
   """
   text = render(name, table, out)
-  done = [run[-1] for run in runs_of(table, out)]
+  done = [run.done for run in runs_of(table, out)]
   if all(done):
     write(docs, name, text)
   else:
@@ -453,10 +467,10 @@ def main() -> None:
       )
   out, docs = pathlib.Path(_RUNS.value), pathlib.Path(_DOCS.value)
   todo = {
-    workdir: argv
+    run.workdir: run.argv
     for name in names
-    for _, _, workdir, argv, done in runs_of(TABLES[name], out, _SEEDS.value)
-    if not done
+    for run in runs_of(TABLES[name], out, _SEEDS.value)
+    if not run.done
   }
   try:
     execute(todo)
