@@ -6,7 +6,6 @@ state on their paths.
 """
 
 from collections.abc import Callable
-import functools
 from typing import NamedTuple
 
 import jax
@@ -100,7 +99,7 @@ def _followed(matrix, batch, at, item, decay):
 
 def _evaluated(setting: NextItem) -> Callable:
   decay = setting.config.item_to_item.decay
-  score = functools.partial(_followed, decay=decay)
+  score = states.bound(_followed, decay=decay)
   return jax.tree_util.Partial(score, setting.follows)
 
 

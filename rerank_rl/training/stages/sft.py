@@ -1,7 +1,6 @@
 """Stage `sft`: the policy clones demonstrations."""
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
 import jax
@@ -26,7 +25,12 @@ Demonstrate = Callable[[Impression, Array], Array]  # (batch, key) -> slate.
 def logged(setting: Setting) -> Demonstrate:
   """Demonstrates what was shown."""
   del setting
-  return jax.tree_util.Partial(lambda batch, key: batch.slate)
+  return jax.tree_util.Partial(_logged)
+
+
+def _logged(batch: Impression, key: Array) -> Array:
+  del key
+  return batch.slate
 
 
 def relevant_first(setting: Setting) -> Demonstrate:
@@ -51,7 +55,7 @@ def draws(setting: Setting) -> Demonstrate:
   ranker's scores: off the log's own distribution by a choice alone, so that
   A is asked where it was fitted, and varied enough to leave RL room.
   """
-  draw = functools.partial(_best_draw, setting.config.demo.samples)
+  draw = states.bound(_best_draw, setting.config.demo.samples)
   return jax.tree_util.Partial(draw, setting.judged_by("a"))
 
 
@@ -72,7 +76,7 @@ def _best_draw(samples, reward, batch: Impression, key: Array) -> Array:
 def greedy(setting: Setting) -> Demonstrate:
   """Demonstrates the list-greedy slate on evaluator A."""
   one = setting.judges["a"]
-  search = functools.partial(_greedy, one.model)
+  search = states.bound(_greedy, one.model)
   return jax.tree_util.Partial(
     search,
     one.fitted,
