@@ -1,18 +1,25 @@
-"""All benchmarks of speed, one after the other: python -m benchmarks."""
+"""Benchmarks of speed beside what else would do: python -m benchmarks.
 
-from absl import app
+Each is a process of its own, as by `python -m benchmarks.NAME`: how many
+devices JAX has is settled once. Flags go to all of them.
+"""
 
-from benchmarks import common, decode, learner, simulator, tree
-from launch import errors
+import subprocess
+import sys
+
+# Peers may be missing: what needs none comes first.
+NAMES = ("learner", "tree", "decode", "simulator")
 
 
-def main() -> None:
-  """Prints their tables."""
-  # Peers may be missing: what needs none comes first.
-  for benchmark in (learner, tree, decode):
-    common.main(benchmark.run)
-  simulator.run(simulator.Sizes(), common.pairs())
+def main() -> int:
+  """Prints their tables, until one fails; its status."""
+  for name in NAMES:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]
+    status = subprocess.run(command, check=False).returncode
+    if status:
+      return status
+  return 0
 
 
 if __name__ == "__main__":
-  errors.run(app, main)
+  sys.exit(main())

@@ -81,7 +81,8 @@ def main() -> None:
     for name, setting in settings.items()
   }
   sft = first.config.sft_name
-  todo[sft] = first, first.params[sft]
+  if sft in first.params:
+    todo[sft] = first, first.params[sft]
   rows, base = [], None
   for name, (setting, params) in todo.items():
     slates, good = good_samples(setting, params, part)

@@ -31,7 +31,7 @@ def learnt(*stages: str, world: bool = True) -> Setting:
     ConfigError: no such run, or one without a world.
   """
   config = _config(_WORKDIR.value, world)
-  config = dataclasses.replace(config, stages=stages or config.stages)
+  config = pipeline.with_stages(config, stages or config.stages)
   return pipeline.learn(pipeline.begin(config, _artifacts(_WORKDIR.value)))
 
 

@@ -379,6 +379,17 @@ def refuse_unread(config: Config, *fields: str) -> None:
         )
 
 
+def unset(config: Config, *fields: str) -> Config:
+  """`config` with the defaults of some fields; see `refuse_unread`."""
+  for field in fields:
+    part, _, only = field.partition(".")
+    own, fresh = (getattr(x, part) for x in (config, Config()))
+    if only:
+      fresh = dataclasses.replace(own, **{only: getattr(fresh, only)})
+    config = dataclasses.replace(config, **{part: fresh})
+  return config
+
+
 def check_bounds(config: Any, at: str) -> None:
   """Raises ConfigError where a number is out of its field's bounds.
 

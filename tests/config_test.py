@@ -63,6 +63,23 @@ def test_the_preference_variant_is_degres_alone():
     pipeline.check(config_lib.freeze(other.to_dict()))
 
 
+@pytest.mark.parametrize(
+  ("name", "variant"),
+  (("baselines/prm", ""), ("imentor", ""), ("degre", "preference")),
+)
+def test_a_run_of_other_stages_keeps_nothing_that_they_do_not_read(
+  name, variant
+):
+  """Benchmarks take a run's first stages, whatever it learns in the end."""
+  get_config = _get_config(pathlib.Path(f"configs/{name}.py"))
+  whole = config_lib.freeze(get_config(variant).to_dict())
+  assert pipeline.with_stages(whole, whole.stages) == whole
+  stages = ("tokenizer", "evaluators", "sft", "critic")
+  fewer = pipeline.with_stages(whole, stages)
+  pipeline.check(fewer)
+  assert fewer.stages == stages and fewer.sft == whole.sft
+
+
 def test_round_trip():
   config = config_lib.Config()
   assert config_lib.freeze(dataclasses.asdict(config)) == config

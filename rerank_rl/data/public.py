@@ -90,7 +90,8 @@ def one_hot(values: np.ndarray) -> np.ndarray:
 
 def standardise(x: np.ndarray) -> np.ndarray:
   """Columns of mean 0 and deviation 1, clipped; constant ones dropped."""
-  x = x[:, x.std(0) > 1e-6].astype(np.float64)
+  # In f32 a constant's deviation is seldom 0, and no small feature's is.
+  x = x[:, np.ptp(x, axis=0) > 0].astype(np.float64)
   x = (x - x.mean(0)) / x.std(0)
   return np.clip(x, -_LARGEST, _LARGEST).astype(np.float32)
 

@@ -66,9 +66,9 @@ def take(columns: Any, rows: np.ndarray) -> Any:
 def version(dataset: Any) -> str:
   """A hash of what a data set's log holds: items, requests, what was said.
 
-  A path says less: a log may be imported anew under the same one. Features and
-  scores are left out: fitted by a loader, they may differ in the last bit from
-  machine to machine.
+  Also of what each signal is worth. A path says less: a log may be imported
+  anew under the same one. Features and scores are left out: fitted by a loader,
+  they may differ in the last bit from machine to machine.
 
   Args:
     dataset: a Dataset, or another dataclass of arrays.
@@ -82,7 +82,8 @@ def version(dataset: Any) -> str:
     name, array = jax.tree_util.keystr(path), np.asarray(leaf)
     if array.dtype.kind == "O":
       array = array.astype(str)
-    if array.dtype.kind != "f" or "feedback" in name:
+    read = "feedback" in name or "weights" in name
+    if array.dtype.kind != "f" or read:
       digest.update(f"{name} {array.dtype} {array.shape}".encode())
       digest.update(array.tobytes())
   return digest.hexdigest()[:12]

@@ -111,8 +111,9 @@ def of_log(config: Config) -> Sessions:
 
   Two fifths of the users are group "a", as many "b": models of users are
   learnt from their training rows. Sessions begin with users of "a" in
-  training, of "b" in validation, with the last fifth, whom nothing is fitted
-  to, in the test.
+  training, of "b" in validation, with the last fifth, whom no model of users
+  and no policy learns from, in the test. Items' factors and popularity come
+  from all users' training rows.
 
   Raises:
     ConfigError: the data do not say whose rows they hold.

@@ -12,7 +12,13 @@ import jax
 import numpy as np
 import scipy.special
 
-from rerank_rl.config import Config, ConfigError, check_choice, refuse_unread
+from rerank_rl.config import (
+  Config,
+  ConfigError,
+  check_choice,
+  refuse_unread,
+  unset,
+)
 from rerank_rl.data import load
 from rerank_rl.data import pipeline as data_pipeline
 from rerank_rl.evaluation import judge as judges
@@ -59,6 +65,12 @@ _ALONE = {"ranker": "ranker", "distill": "distill.objective", "rl": "rl.bonus"}
 # Stages that leave the system `config.name`; a run has one at most.
 LAST = ("distill", "rl", "ranker")
 PROTOCOLS = ("value", "recovery", "oracle")
+
+
+def with_stages(config: Config, stages: tuple[str, ...]) -> Config:
+  """A run's configuration with other stages, and without what none reads."""
+  unread = [field for stage, field in _ALONE.items() if stage not in stages]
+  return unset(dataclasses.replace(config, stages=stages), *unread)
 
 
 def check(config: Config) -> None:

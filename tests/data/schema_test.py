@@ -61,6 +61,7 @@ def test_a_version_is_that_of_the_log():
     {"item_ids": np.array(["a", "b", "c", "d", "e"], object)},
     {"item_ids": np.array(["a", "b", "c", "d", "f"], object)},
     {"timestamps": {**first.timestamps, "valid": np.ones(4, np.int64)}},
+    {"weights": tuple(2 * weight for weight in first.weights)},
   )
   found = [
     schema.version(dataclasses.replace(first, **change)) for change in changed
