@@ -162,7 +162,8 @@ class RLConfig:
   budget: int = _within(136, 1)
   walks: str = "greedy"  # greedy | drawn (explore=value_guided).
   # Of samples (explore=chains); other than 1 needs biased_credit.
-  temperature: float = _within(1.0, _TINY)
+  # Colder, legal tokens would fall below the -1e9 of illegal ones.
+  temperature: float = _within(1.0, 1e-3)
   clip: float = _within(0.2, _TINY)  # Of pi / pi_old - 1 (objective=clipped).
   epochs: int = _within(1, 1)  # Gradient steps on each batch of rollouts.
   # Weight of the KL to SFT's policy; in sessions to the policy's own average.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from rerank_rl.decoding import legality, sample, tree
 from rerank_rl.models import prefix_lm
-from rerank_rl.models.policy import Policy, wide
+from rerank_rl.models.policy import Policy
 from rerank_rl.types import PAD, ROOT, Array, TokenTree
 
 
@@ -76,7 +76,7 @@ def grow(
   E = K * L * W
   cache = policy.cache(game.prompt, 1, E)
   one = jnp.broadcast_to(jnp.arange(W) == 0, (B, W))
-  dtype = wide(game.prompt.root.dtype)
+  dtype = game.prompt.root.dtype
   alone = jnp.where(one, 0.0, legality.NEGATIVE).astype(dtype)
   start = Frontier(
     jnp.full((B, W, K), PAD, jnp.int32),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rerank_rl.decoding import legality, tree
-from rerank_rl.models.policy import Policy, wide
+from rerank_rl.models.policy import Policy
 from rerank_rl.models.prefix_lm import Prompt
 from rerank_rl.types import PAD, Array, Catalogue, Request, TokenTree
 
@@ -76,7 +76,7 @@ def chains(
   """
   T = policy.slots * policy.levels
   shape = (T, game.trie.order.shape[0], group)
-  uniform = jax.random.uniform(key, shape, wide(game.prompt.root.dtype))
+  uniform = jax.random.uniform(key, shape, game.prompt.root.dtype)
   return _roll(policy, params, game, uniform, temperature, rules)
 
 
@@ -109,7 +109,7 @@ def stratified(
     A TokenTree of G chains; not iid; `log_q` is that of each on its own.
   """
   T, B = policy.slots * policy.levels, game.trie.order.shape[0]
-  dtype = wide(game.prompt.root.dtype)
+  dtype = game.prompt.root.dtype
   first, rest = jax.random.split(key)
   shift = jax.random.uniform(first, (B, 1), dtype)
   code = jnp.mod(shift + jnp.arange(group, dtype=dtype)[None] / group, 1)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from rerank_rl.decoding import legality, sample, tree
 from rerank_rl.models import prefix_lm
-from rerank_rl.models.policy import Policy, wide
+from rerank_rl.models.policy import Policy
 from rerank_rl.models.prefix_lm import Prompt
 from rerank_rl.types import PAD, ROOT, Array, TokenTree
 
@@ -117,7 +117,7 @@ def value_guided(
     raise ValueError(
       f"budget={budget} completes no slate; a greedy one takes {T - 1} tokens."
     )
-  dtype = wide(game.prompt.root.dtype)
+  dtype = game.prompt.root.dtype
 
   look = functools.partial(_children, policy, params, value, game, rules)
 

@@ -199,8 +199,7 @@ def make_member(
     return call("step", params, nodes, state, node, level, key=key)
 
   def logits(params, nodes, state, child, level):
-    out = call("logits", params, nodes, state, child, level)
-    return jnp.asarray(out, policy.wide(config.dtype))
+    return call("logits", params, nodes, state, child, level)
 
   return _jitted(sizes.levels, init, encode, step, logits)
 

@@ -25,8 +25,8 @@ Act = Callable[[Any, Request, Array], Array]  # (params, request, key) -> slate.
 
 
 def example(setting: SessionRun) -> Request:
-  """Two users' first Request: what parameters' shapes depend on."""
-  few = jax.tree.map(lambda x: x[:2], setting.dataset.splits["train"])
+  """Two users' first Request (one's twice): parameters' shapes hang on it."""
+  few = jax.tree.map(lambda x: x[[0, -1]], setting.dataset.splits["train"])
   return _first(setting.environment("train"), few)
 
 

@@ -61,7 +61,8 @@ def optimizer(
 
   Steps are batches: with `accumulate` = k, k batches make one update from
   their mean gradient, and the schedule is stretched to end with the last.
-  Biases and scales (fewer than two dimensions) are not decayed.
+  Biases and scales (fewer than two dimensions) are not decayed, but for those
+  of ensembles, which have a leading axis of members.
 
   Args:
     config: the stage's numbers; a caller that takes several gradient steps a

@@ -180,30 +180,6 @@ def test_slates_are_legal(head, ruled):
         assert len(shown) == min(3, count[b])
 
 
-def test_probabilities_are_finer_than_a_bf16_network():
-  """bf16 has 128 uniform numbers: each item would lose or gain a share."""
-  config = PolicyConfig(head="pointer", dim=16, layers=1, dtype="bfloat16")
-  policy = make_policy(config, toys.SIZES)
-  params = jax.tree.map(
-    lambda x: x.astype(jnp.bfloat16), toys.policy("pointer")[1]
-  )
-  request, slates = toys.request(batch=1), toys.every_slate()
-  game = toys.game(policy, params, request)
-  draw = jax.jit(sample.chains, static_argnums=(0, 4))
-  drawn = draw(policy, params, game, jax.random.key(0), 60_000)
-  scores = toys.scores(policy, params, request, slates[None])
-  p = np.exp(np.asarray(scores.logp, np.float64).sum(-1))[0]
-  np.testing.assert_allclose(p.sum(), 1, atol=1e-5)
-  places = {tuple(slate): i for i, slate in enumerate(slates)}
-  count = np.zeros(len(slates))
-  for slate, often in zip(
-    *np.unique(np.asarray(drawn.slate[0]), axis=0, return_counts=True),
-    strict=True,
-  ):
-    count[places[tuple(slate)]] = often
-  assert stats.chisquare(count, p / p.sum() * count.sum()).pvalue > 1e-3
-
-
 def test_greedy_is_the_most_likely_token_each_time():
   policy, params = _policy("global")
   slate = toys.greedy(policy, params, _request())

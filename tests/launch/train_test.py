@@ -44,6 +44,7 @@ MISTAKES = (
       ("rl.entropy", "nan"),
       ("rl.temperature", "-1.0"),
       ("rl.temperature", "0.0"),
+      ("rl.temperature", "0.0001"),
       ("rl.epochs", "0"),
       ("sft.steps", "0"),
       ("sft.steps", "-1"),
@@ -98,6 +99,7 @@ MISTAKES = (
     for field, value in (
       ("policy.head", "foo"),
       ("policy.dtype", "float99"),
+      ("policy.dtype", "bfloat16"),
       ("data.name", "foo"),
       ("data.feedback", "foo"),
       ("demo.rule", "zzz"),
@@ -123,6 +125,14 @@ MISTAKES = (
   ((MAIN, "--config.stages=('evaluators','sft')"), ("'tokenizer'",)),
   ((MAIN, "--config.rl.explore=beam"), ("biased",)),
   ((MAIN, "--config.rl.temperature=0.5"), ("biased",)),
+  (
+    ("--config=configs/rover.py", "--config.rl_train.accumulate=8"),
+    ("accumulate=8", "epochs=8"),
+  ),
+  (
+    ("--config=configs/vstar.py", "--config.policy.head=hpn"),
+    ("head='hpn'", "critic"),
+  ),
   ((MAIN, "--config.data.name=imported"), ("config.data.path",)),
   (
     (MAIN, "--config.data.name=imported", "--config.data.path=/nonexistent"),

@@ -139,6 +139,13 @@ def _novelty():
   return simulation.Environment(*map(jax.tree_util.Partial, parts))
 
 
+def test_one_user_is_enough_to_begin_with(tmp_path):
+  config = _config("trust", toys.SESSIONS | {"world.num_train": 1})
+  setting = toys.begun(config, tmp_path)
+  twice = session.example(setting)
+  assert {len(x) for x in jax.tree.leaves(twice)} == {2}
+
+
 def test_the_random_system_shows_another_slate_every_turn():
   """The ranker's order, of the same program, one and the same."""
   config = stdlib.SimpleNamespace(gamma=0.9, turns=TURNS)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rerank_rl.config import Config, CriticConfig
+from rerank_rl.config import Config, ConfigError, CriticConfig
 from rerank_rl.decoding import sample
 from rerank_rl.models.critic import Critic, value_of
-from rerank_rl.models.policy import Policy
+from rerank_rl.models.hpn import HierarchicalPolicy
+from rerank_rl.models.policy import HEADS, Policy
 from rerank_rl.rl import values
 from rerank_rl.simulation.reward import Reward
 from rerank_rl.training import fitting
@@ -30,7 +31,18 @@ STAGE = "critic"
 
 
 def check(config: Config) -> None:
-  """Raises ConfigError: a reward that the run does not have, bad numbers."""
+  """Refuses what no critic can value.
+
+  Raises:
+    ConfigError: a reward that the run does not have, a policy whose states do
+      not tell what was placed, bad numbers.
+  """
+  head = config.policy.head
+  if issubclass(HEADS[head], HierarchicalPolicy):
+    raise ConfigError(
+      f"config.policy.head={head!r} forgets the items above, which the stage "
+      "'critic' values; choose a head that reads them, such as global."
+    )
   rl.check_reward(config)
   states.check(config.critic_train, "config.critic_train")
 

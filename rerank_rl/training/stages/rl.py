@@ -169,6 +169,11 @@ def check(config: Config) -> None:
   curiosity.check(rl)
   states.check(config.rl_train, "config.rl_train")
   check_group(rl)
+  if rl.epochs > 1 and config.rl_train.accumulate > 1:
+    raise ConfigError(
+      f"config.rl_train.accumulate={config.rl_train.accumulate} would sum one "
+      f"batch's config.rl.epochs={rl.epochs} equal gradients; leave one at 1."
+    )
   if reads_values(rl) and "critic" not in config.stages:
     raise ConfigError(
       f"config.rl.explore={rl.explore!r} with credit={rl.credit!r} reads a "
