@@ -9,6 +9,8 @@ from absl import flags, logging
 
 # What ml_collections says of a flag that is no --config.FIELD=VALUE.
 _UNREADABLE = re.compile("malformed node|Could not parse|not a valid index")
+# What jax says of a device, or a machine, that lacks the memory.
+_FULL = re.compile("RESOURCE_EXHAUSTED|Out of memory")
 
 
 def run(app, main: Callable[[], None]) -> None:
@@ -28,7 +30,7 @@ def run(app, main: Callable[[], None]) -> None:
     except MemoryError as error:
       _leave(f"out of memory ({error}); ask for less, or use another machine.")
     except RuntimeError as error:  # Of jax, which has no type for it.
-      if "RESOURCE_EXHAUSTED" not in str(error):
+      if not _FULL.search(str(error)):
         raise
       first = str(error).strip().splitlines()[0]
       _leave(f"{first}; use a smaller batch_size, group or policy.dim.")

@@ -36,12 +36,12 @@ class WorldConfig:
   num_candidates: int = _within(50, 1)
   slate_size: int = _within(6, 1)
   # Weight of an item's likeness to those above it.
-  fatigue: float = _within(2.5, 0)
+  fatigue: float = _within(2.5, 0, 1e6)
   # Weight of the step in relevance from the item just above.
-  contrast: float = _within(0.16, 0)
+  contrast: float = _within(0.16, 0, 1e6)
   # Standard deviations: of ranker's scores from relevance, of item features.
-  ranker_noise: float = _within(1.0, 0)
-  feature_noise: float = _within(0.1, 0)
+  ranker_noise: float = _within(1.0, 0, 1e6)
+  feature_noise: float = _within(0.1, 0, 1e6)
   num_topics: int = _within(20, 2)  # A user mixes two.
   latent_dim: int = _within(8, 1)
   history_size: int = _within(20, 1)
@@ -62,7 +62,7 @@ class DataConfig:
   path: str = ""
   feedback: str = "logged"  # logged | shuffled | constant (training only)
   # Utility of each signal; () = data's own.
-  weights: tuple[float, ...] = _within((), -_HUGE)
+  weights: tuple[float, ...] = _within((), -1e18, 1e18)
   # Of each split, evenly spaced in its order (time); 0 = all.
   max_rows: int = _within(0, 0)
 

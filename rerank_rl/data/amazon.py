@@ -13,7 +13,7 @@ from rerank_rl.config import Config, ConfigError
 from rerank_rl.data import public, sequences
 from rerank_rl.files import parse_object
 
-_TOKEN = re.compile(r"<([a-z])_(\d+)>")
+_TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
 
 
 def load(config: Config) -> sequences.Sequences:
@@ -42,7 +42,10 @@ def load(config: Config) -> sequences.Sequences:
 def _text(path: pathlib.Path) -> str:
   if not path.is_file():
     raise ConfigError(f"{path} is missing; docs/data.md says where it is from.")
-  return path.read_text(encoding="utf-8")
+  try:
+    return path.read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"{path} is no text in UTF-8; get it again.") from error
 
 
 def _events(path: pathlib.Path) -> sequences.Events:
@@ -50,7 +53,8 @@ def _events(path: pathlib.Path) -> sequences.Events:
   rows = []
   for number, line in enumerate(_text(path).splitlines(), 1):
     fields = line.split()
-    if not all(field.isdecimal() for field in fields) or "0" in fields[1:]:
+    whole = all(field.isdecimal() and len(field) < 10 for field in fields)
+    if not fields or not whole or "0" in fields[1:]:
       raise ConfigError(
         f"{path}, line {number} should be a user and items, whole numbers "
         "from 1, separated by spaces."
@@ -68,7 +72,9 @@ def _sids(path: pathlib.Path) -> np.ndarray:
   table = parse_object(_text(path), path, "get the file again")
   rows = []
   for key in map(str, range(len(table))):
-    found = [_TOKEN.fullmatch(token) for token in table.get(key, ())]
+    tokens = table.get(key, ())
+    tokens = tokens if isinstance(tokens, list) else ()
+    found = [_TOKEN.fullmatch(str(token)) for token in tokens]
     levels = [match.group(1) for match in found if match]
     if not found or levels != [chr(97 + i) for i in range(len(found))]:
       raise ConfigError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rerank_rl.config import ConfigError
 
@@ -119,16 +120,17 @@ def from_arrow(path, number, name, column: pa.Array, kind: str) -> pa.Array:
     column = column.cast(pa.list_(column.type.value_type))
     inner = _leaves(column)
     wanted = _arrow_type(inner.type, kind)
-    if wanted is not None and not inner.null_count:
+    if wanted is not None and not inner.null_count and _is_said(inner):
       offsets = column.offsets.cast(pa.int32())
       base = offsets[0].as_py()
       if base:
         offsets = pa.array(offsets.to_numpy() - base, pa.int32())
-      return pa.ListArray.from_arrays(offsets, inner.cast(wanted))
+      # A number may be rounded; an id fits or is not `wanted`.
+      return pa.ListArray.from_arrays(offsets, inner.cast(wanted, safe=False))
   elif kind not in _LISTS and not is_list(column.type):
     wanted = _arrow_type(column.type, kind)
-    if wanted is not None:
-      return column.cast(wanted)
+    if wanted is not None and _is_said(column):
+      return column.cast(wanted, safe=False)
   # Text, or a type that does not fit: value by value, to name the row.
   return from_python(path, number, name, column.to_pylist(), kind)
 
@@ -200,6 +202,15 @@ def _is_valid(column: pa.Array) -> bool:
   return True
 
 
+def _is_said(column: pa.Array) -> bool:
+  """Whether no text in a column is empty or holds a NUL."""
+  if not _is_text(column.type):
+    return True
+  text = column.cast(pa.large_string())
+  wrong = pc.or_(pc.equal(text, ""), pc.match_substring(text, "\0"))
+  return not pc.any(wrong).as_py()
+
+
 def _arrow_type(found: pa.DataType, kind: str) -> pa.DataType | None:
   """What to cast `found` to without loss, or None."""
   whole, real = pa.types.is_integer(found), pa.types.is_floating(found)
@@ -224,7 +235,8 @@ def _entries(path, row, name, cell: list[Any], kind: str) -> list[Any]:
     except ValueError:
       pass  # Which one is said below.
   if kind == IDS and types <= {str} and "" not in cell:
-    return cell
+    if "\0" not in "".join(cell):
+      return cell
   single = ID if kind == IDS else NUMBER
   return [_value(path, row, name, v, single, kind) for v in cell]
 
@@ -254,9 +266,9 @@ def _value(path, row, name, cell: Any, single: str, kind: str) -> Any:
     if single == INTEGER and good and not isinstance(cell, bool):
       return _integer(cell)
     if single in (ID, TEXT) and isinstance(cell, (int, str)):
-      if isinstance(cell, str):
+      if isinstance(cell, str) and "\0" not in cell:
         return cell
-      if not isinstance(cell, bool) and abs(cell) < 2**63:
+      if type(cell) is int and abs(cell) < 2**63:
         return cell
   except (ValueError, OverflowError):
     pass

@@ -7,7 +7,6 @@ OUT/manifest.json says what they mean and what their bytes hash to.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -92,7 +91,7 @@ def import_logs(options: ImportOptions) -> str:
   survey = _survey(plan, options)
   bounds = _bounds(plan, survey.times)
   out.parent.mkdir(parents=True, exist_ok=True)
-  draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+  draft = pathlib.Path(tempfile.mkdtemp(prefix=".draft.", dir=out.parent))
   try:
     _write_items(draft, ids, features, groups)
     counts = _write_impressions(draft, plan, survey, bounds)
@@ -126,8 +125,15 @@ def _check_options(options: ImportOptions) -> None:
       f"--weights has {len(weights)} numbers, but --signals names "
       f"{len(names)} columns; give one for each."
     )
-  if not all(math.isfinite(weight) for weight in weights):
-    raise ConfigError(f"--weights={weights} should be finite numbers.")
+  if not all(abs(weight) <= rows.LARGEST for weight in weights):
+    raise ConfigError(
+      f"--weights={weights} should be finite numbers of at most "
+      f"{rows.LARGEST:g}."
+    )
+  if weights and not any(weights):
+    raise ConfigError(
+      f"--weights={weights} makes every slate worth 0; give one that is not 0."
+    )
   if options.slate_size < 0:
     raise ConfigError(
       f"--slate_size={options.slate_size} should be 0 (the longest slate) or "

@@ -10,8 +10,8 @@ import pathlib
 import numpy as np
 import pyarrow as pa
 
-from rerank_rl.config import Config
-from rerank_rl.data import public, slates
+from rerank_rl.config import Config, ConfigError
+from rerank_rl.data import cells, public, slates
 from rerank_rl.data.schema import Dataset
 
 SIGNALS = ("click", "long_view", "like")
@@ -140,15 +140,18 @@ def _read_log(
   path: pathlib.Path, user_ids: np.ndarray, item_ids: np.ndarray
 ) -> dict[str, np.ndarray]:
   """The exposures of all tabs, users and videos as rows."""
-  names = ("user_id", "video_id", "time_ms", "date", "tab", *_COLUMNS)
-  table = pa.concat_tables(
-    [public.read_parquet(path / name, names) for name in LOGS]
+  known = {"user_id": user_ids, "video_id": item_ids}
+  names = dict.fromkeys(
+    (*known, "time_ms", "date", "tab", *_COLUMNS), cells.INTEGER
   )
-  log = {name: table[name].to_numpy() for name in names}
-  where = path / LOGS[0]
-  log["user_id"] = public.rows_of(log["user_id"], user_ids, where, "user_id")
-  log["video_id"] = public.rows_of(log["video_id"], item_ids, where, "video_id")
-  return log
+  parts = []
+  for where in (path / name for name in LOGS):
+    table = public.read_parquet(where, names)
+    part = {name: table[name].to_numpy() for name in names}
+    for name, ids in known.items():
+      part[name] = public.rows_of(part[name], ids, where, name)
+    parts.append(part)
+  return {name: np.concatenate([p[name] for p in parts]) for name in names}
 
 
 def _first_exposures(log: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -170,12 +173,17 @@ def _sequences(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(user, item, time of the sequence's end) of each video watched before."""
   where = path / "user_sequences.parquet"
-  table = public.read_parquet(where, ("user_id", "last_time_ms", "watch_seq"))
+  kinds = {
+    "user_id": cells.INTEGER,
+    "last_time_ms": cells.INTEGER,
+    "watch_seq": cells.IDS,
+  }
+  table = public.read_parquet(where, kinds)
   watched = table["watch_seq"].combine_chunks()
   count = np.diff(watched.offsets.to_numpy())
   user = public.rows_of(table["user_id"].to_numpy(), user_ids, where, "user_id")
   item = public.rows_of(
-    watched.flatten().to_numpy(), item_ids, where, "watch_seq"
+    watched.flatten().to_numpy(False), item_ids, where, "watch_seq"
   )
   last = table["last_time_ms"].to_numpy()
   return np.repeat(user, count), item, np.repeat(last, count)
@@ -207,10 +215,11 @@ def _items(
   path: pathlib.Path,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Ids, features known at upload, and first tags, by ascending id."""
-  names = (*_ITEM_FLAGS, *_ITEM_SIZES, "video_id", "tag", "upload_date")
-  table = public.read_parquet(path, names).sort_by("video_id")
+  names = dict.fromkeys((*_ITEM_FLAGS, *_ITEM_SIZES, "tag"))
+  whole = dict.fromkeys(("video_id", "upload_date"), cells.INTEGER)
+  table = public.read_parquet(path, names | whole).sort_by("video_id")
   flags = [public.one_hot(_text(table[name])) for name in _ITEM_FLAGS]
-  sizes = [_filled(table[name]) for name in _ITEM_SIZES]
+  sizes = [_filled(path, name, table[name]) for name in _ITEM_SIZES]
   _, day = np.unique(table["upload_date"].to_numpy(), return_inverse=True)
   tags = [text.split(",") for text in _text(table["tag"]).tolist()]
   hashed = np.zeros((len(tags), _TAG_BUCKETS), np.float32)
@@ -227,8 +236,8 @@ def _items(
 
 def _users(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
   """Ids and one-hot features, by ascending id."""
-  table = public.read_parquet(path, ("user_id", *_USER_FLAGS))
-  table = table.sort_by("user_id")
+  kinds = {"user_id": cells.INTEGER, **dict.fromkeys(_USER_FLAGS)}
+  table = public.read_parquet(path, kinds).sort_by("user_id")
   flags = [public.one_hot(_text(table[name])) for name in _USER_FLAGS]
   return table["user_id"].to_numpy(), np.concatenate(flags, 1)
 
@@ -239,7 +248,16 @@ def _text(column: pa.ChunkedArray) -> np.ndarray:
   return np.array(text.to_pylist())
 
 
-def _filled(column: pa.ChunkedArray) -> np.ndarray:
+def _filled(
+  path: pathlib.Path, name: str, column: pa.ChunkedArray
+) -> np.ndarray:
   """A numeric column, f64, nulls as the median."""
-  values = column.cast(pa.float64()).fill_null(float("nan")).to_numpy()
+  try:
+    numbers = column.cast(pa.float64())
+  except pa.ArrowException as error:
+    text = (
+      f"the column's type is {column.type}, not numbers; get the file again"
+    )
+    raise ConfigError(f"{path}, field {name!r}: {text}.") from error
+  values = numbers.fill_null(float("nan")).to_numpy()
   return np.where(np.isnan(values), np.nanmedian(values), values)

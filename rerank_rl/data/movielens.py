@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 
 from rerank_rl.config import Config, ConfigError
-from rerank_rl.data import public, slates
+from rerank_rl.data import cells, public, slates
 from rerank_rl.data.schema import Dataset
 
 SIGNALS = ("click", "like", "star")
@@ -79,15 +79,27 @@ def _blocks_to_last(owner: np.ndarray) -> np.ndarray:
 
 def _ratings(path: pathlib.Path) -> list[np.ndarray]:
   """user_id, movie_id, rating and timestamp, each i64[ratings]."""
-  names = ["user_id", "movie_id", "rating", "timestamp"]
+  names = dict.fromkeys(
+    ("user_id", "movie_id", "rating", "timestamp"), cells.INTEGER
+  )
   if (
     not (path / "ratings.parquet").is_file()
     and (path / "ratings.dat").is_file()
   ):
-    table = _lines(path / "ratings.dat", 4).astype(np.int64)
-    return list(table.T)
-  table = public.read_parquet(path / "ratings.parquet", names)
-  return [table[name].to_numpy().astype(np.int64) for name in names]
+    path = path / "ratings.dat"
+    found = [_whole(path, column) for column in _lines(path, 4).T]
+  else:
+    path = path / "ratings.parquet"
+    table = public.read_parquet(path, names)
+    found = [table[name].to_numpy() for name in names]
+  wrong = ~np.isin(found[2], (1, 2, 3, 4, 5))
+  if wrong.any():
+    row = int(np.argmax(wrong))
+    raise ConfigError(
+      f"{path}, row {row + 1}: the rating {found[2][row]} is none of 1 to 5; "
+      "get the file again."
+    )
+  return found
 
 
 def _items(
@@ -95,7 +107,7 @@ def _items(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Ids, features (genres, year) and first genres of the rated movies."""
   table = _lines(path, 3)
-  ids = table[:, 0].astype(np.int64)
+  ids = _whole(path, table[:, 0])
   order = np.argsort(ids)
   order = order[np.isin(ids[order], np.unique(rated))]
   ids, table = ids[order], table[order]
@@ -113,13 +125,13 @@ def _items(
 def _year(title: str) -> int:
   """The year in 'Toy Story (1995)'; 1990, about the mean, without one."""
   tail = title.rstrip().rpartition("(")[2].rstrip(")")
-  return int(tail) if tail.isdigit() else 1990
+  return int(tail) if tail.isdecimal() and len(tail) == 4 else 1990
 
 
 def _users(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
   """Ids and features: gender, age group and occupation, one-hot."""
   table = _lines(path, 5)
-  ids = table[:, 0].astype(np.int64)
+  ids = _whole(path, table[:, 0])
   table, ids = table[np.argsort(ids)], np.sort(ids)
   flags = [public.one_hot(table[:, column]) for column in (1, 2, 3)]
   return ids, np.concatenate(flags, 1)
@@ -137,4 +149,17 @@ def _lines(path: pathlib.Path, width: int) -> np.ndarray:
         f"{path}, line {number + 1} has {len(fields)} fields, expected "
         f"{width} separated by '::'; get the file again."
       )
+  if not table:
+    raise ConfigError(f"{path} is empty; get the file again.")
   return np.array(table)
+
+
+def _whole(path: pathlib.Path, texts: np.ndarray) -> np.ndarray:
+  """i64[n] of a column of text."""
+  for number, text in enumerate(texts, 1):
+    if not (text.isdecimal() and len(text) < 19):
+      raise ConfigError(
+        f"{path}, line {number}: {cells.short(str(text))} is no whole number; "
+        "get the file again."
+      )
+  return texts.astype(np.int64)

@@ -1,6 +1,6 @@
 """What the adapters of public logs share: files, features, assembly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rerank_rl.config import Config, ConfigError
-from rerank_rl.data import pointwise, schema, slates
+from rerank_rl.data import cells, pointwise, schema, slates
 from rerank_rl.types import Impression, Request
 
 SLATE = 6
@@ -42,11 +42,18 @@ def folder(config: Config) -> pathlib.Path:
   return path
 
 
-def read_parquet(path: pathlib.Path, columns: Sequence[str]) -> pa.Table:
-  """The named columns of a parquet file.
+def read_parquet(
+  path: pathlib.Path, columns: Mapping[str, str | None]
+) -> pa.Table:
+  """Some columns of a parquet file.
+
+  Args:
+    path: the file.
+    columns: name -> its kind (`cells.ID`, ...); None takes any, nulls as well.
 
   Raises:
-    ConfigError: the file is missing or broken, or lacks a column.
+    ConfigError: the file is missing, broken or empty, or lacks a column, or a
+      value is not of its kind.
   """
   if not path.is_file():
     raise ConfigError(f"{path} is missing; docs/data.md says where it is from.")
@@ -57,11 +64,22 @@ def read_parquet(path: pathlib.Path, columns: Sequence[str]) -> pa.Table:
         raise ConfigError(
           f"{path} has no column {column!r}; docs/data.md lists the columns."
         )
-    return pq.read_table(path, columns=list(columns))
+    table = pq.read_table(path, columns=list(columns))
   except (pa.ArrowException, OSError) as error:
     raise ConfigError(
       f"{path} is no readable parquet file; get it again."
     ) from error
+  if not table.num_rows:
+    raise ConfigError(f"{path} has no rows; get it again.")
+  typed = {}
+  for name, kind in columns.items():
+    column = table[name].combine_chunks()
+    if kind is not None:
+      column = cells.from_arrow(path, 1, name, column, kind)
+    elif cells.is_list(column.type):
+      cells.fail(path, None, name, "the column holds lists; get the file again")
+    typed[name] = column
+  return pa.table(typed)
 
 
 def rows_of(
@@ -72,11 +90,16 @@ def rows_of(
   Raises:
     ConfigError: a value is not known.
   """
+  if values.dtype.kind != known.dtype.kind:
+    raise ConfigError(
+      f"{path}, column {column!r}: ids are of another type than in the files "
+      "that list them; get the set's files anew, together."
+    )
   rows = np.minimum(np.searchsorted(known, values), known.size - 1)
   wrong = known[rows] != values
   if wrong.any():
     raise ConfigError(
-      f"{path}, row {int(np.argmax(wrong))}, column {column!r}: "
+      f"{path}, row {int(np.argmax(wrong)) + 1}, column {column!r}: "
       f"{values[wrong][0]} is unknown; get the set's files anew, together."
     )
   return rows

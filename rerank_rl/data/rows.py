@@ -25,7 +25,7 @@ REQUIRED = {
   "shown": cells.IDS,
 }
 _NOT_FEATURES = ("user_id",)
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = 1e18  # Of numbers: networks square them, in 32 bits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,14 +300,14 @@ def _numbers(columns, field, model, lists: Ragged, reject) -> Ragged:
 
 
 def _check_finite(field, lists: Ragged, reject) -> None:
-  wrong = ~(np.abs(lists.values) <= _LARGEST)
+  wrong = ~(np.abs(lists.values) <= LARGEST)
   if wrong.any():
     where = np.argmax(wrong)
     reject(
       lists.row()[where],
       field,
-      f"{lists.values[where]} is no finite 32-bit number; correct it or drop "
-      "the row",
+      f"{lists.values[where]} is no finite number of at most {LARGEST:g}; "
+      "correct it or drop the row",
     )
 
 
@@ -317,7 +317,7 @@ def _check_range(field, lists: Ragged, good, interval, reject) -> None:
     reject(
       lists.row()[where],
       field,
-      f"{lists.values[where]:g} is outside {interval}; correct it or drop the "
+      f"{lists.values[where]} is outside {interval}; correct it or drop the "
       "row",
     )
 

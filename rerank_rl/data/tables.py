@@ -54,7 +54,10 @@ def field_names(path: pathlib.Path) -> list[str]:
   twice = _twice(names)
   if twice:
     cells.fail(path, None, twice[0], "the column occurs twice; rename one")
-  for name in names:
+  for place, name in enumerate(names, 1):
+    if not name:
+      text = f"column {place} has no name; name it or drop it"
+      cells.fail(path, None, None, text)
     if name != name.strip():
       cells.fail(
         path, None, name, "the name begins or ends with a blank; rename it"
@@ -160,12 +163,13 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
       newline="", encoding="utf-8-sig", errors="surrogateescape"
     ) as source:
       lines = csv.reader(_decoded(source), strict=True)
+      lines = filter(None, lines)
       header = next(lines, [])
       number = 0
       twice = _twice(header)
       if twice:
         cells.fail(path, None, twice[0], "the column occurs twice; rename one")
-      for line in filter(None, lines):
+      for line in lines:
         number += 1
         if len(line) != len(header):
           cells.fail(

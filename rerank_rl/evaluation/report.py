@@ -24,6 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rerank_rl import files
 from rerank_rl.evaluation import judge, page
 
 REPORT = "report.json"
@@ -80,6 +81,9 @@ def write(
     "calibrations": calibrations or {},
     "deciles": deciles or {},
   }
+  for name in (JUDGEMENTS, TIMING, PAGE, REPORT):
+    if (folder / name).is_dir():
+      raise files.damaged(folder / name, "it is a folder", "remove it")
   html = page.render(facts, rows, **figures)
   save_judgements(folder / JUDGEMENTS, judged)
   _place(folder / TIMING, _json(timing))

@@ -10,6 +10,7 @@ bit in a weight is otherwise read without complaint.
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 import zlib
@@ -195,11 +196,15 @@ class Checkpoints:
 def _read_index(folder: pathlib.Path) -> dict[str, Any]:
   """What meta.json says; {} without one."""
   try:
-    return files.read_object(
+    index = files.read_object(
       folder / _META, _again(folder), meta=dict, arrays=str, checksums=list
     )
   except FileNotFoundError:
     return {}
+  if not re.fullmatch(r"arrays-\d+", index["arrays"]):
+    reason = f"it names {index['arrays']!r} for its arrays"
+    raise files.damaged(folder / _META, reason, _again(folder))
+  return index
 
 
 def _again(folder: pathlib.Path) -> str:

@@ -82,12 +82,14 @@ class _Selection:
       )
     if progress.step < self._since:
       return False
-    value = values[name]
-    best = progress.best
-    if best is None:
-      gain = not math.isnan(value)
-    else:
-      gain = value > best if maximise else value < best
+    value, best = values[name], progress.best
+    if best is None and math.isnan(value):
+      raise ValueError(
+        f"{self._title} selects by {name!r}, which is nan at step "
+        f"{progress.step}: validation holds nothing to judge by, such as an "
+        "item that was liked; give other rows, signals or weights."
+      )
+    gain = best is None or (value > best if maximise else value < best)
     progress.stale = 0 if gain else progress.stale + 1
     progress.best = value if gain else best
     return gain

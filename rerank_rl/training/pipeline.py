@@ -1,7 +1,6 @@
 """One run of the slate task, from impressions to report."""
 
 from collections.abc import Callable, Mapping
-from concurrent import futures
 import dataclasses
 import pathlib
 import time
@@ -293,14 +292,13 @@ def run(
   """
   setting = begin(config, artifacts)
   runs.check_batches(setting, BATCHES)
-  runs.keep_config(config, workdir)
   # What the world knows hangs on no stage: one process makes it meanwhile.
-  bounds = None
+  making = None
   if setting.world is not None and jax.process_count() == 1:
-    pool = futures.ThreadPoolExecutor(1)
-    bounds = pool.submit(systems.bounds, setting, setting.world)
+    making = systems.begin_bounds(setting, setting.world)
   setting = learn(setting)
-  if bounds is not None:
-    bounds.result()
+  if setting.world is not None:
+    systems.bounds(setting, setting.world, making)
+  runs.keep_config(config, workdir)
   logging.info("judging on the test split")
   return evaluate(setting, workdir, command)

@@ -91,11 +91,17 @@ def check_batches(setting: Run, parts: Mapping[str, str]) -> None:
 
 
 def keep_config(config: Config, workdir: pathlib.Path) -> None:
-  """Notes in the workdir what is being run."""
+  """Notes in the workdir what its report will be of.
+
+  Call when all is learnt: a run that is refused, or killed before, leaves an
+  earlier one's note and report as they are.
+  """
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    (workdir / "config.json").write_text(text, encoding="utf-8")
+    fresh = workdir / ".config.json.tmp"
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(workdir / "config.json")
 
 
 def learn(setting: AnyRun, stages: Mapping[str, Callable]) -> AnyRun:

@@ -125,5 +125,6 @@ def run(
   """The whole run; see `pipeline.run`."""
   setting = begin(config, artifacts)
   runs.check_batches(setting, BATCHES)
+  setting = learn(setting)
   runs.keep_config(config, workdir)
-  return evaluate(learn(setting), workdir, command)
+  return evaluate(setting, workdir, command)

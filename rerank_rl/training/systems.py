@@ -1,6 +1,7 @@
 """Every system that a report compares: (setting) -> its slates on a split."""
 
 from collections.abc import Callable, Mapping
+from concurrent import futures
 import functools
 from typing import Any
 
@@ -169,16 +170,43 @@ def best_leaf(
   )
 
 
-def bounds(setting: Setting, world: World) -> Slates:
+def bounds(
+  setting: Setting, world: World, making: futures.Future | None = None
+) -> Slates:
   """What the world knows: Bayes-optimal rules and the optimum, on test.
 
   They depend on the world alone, cost minutes, and are therefore kept.
+
+  Args:
+    setting: the run.
+    world: its world.
+    making: what `begin_bounds` began.
   """
-  setting = setting.identified("bounds", setting.identity["data"])
+  setting = _bounded(setting)
   if not ready(setting, "bounds"):
-    test = setting.dataset.splits["test"]
-    keep(setting, "bounds", bounds_of(world, setting.config.seed, test))
+    make = making.result if making else _bounds_of_test(setting, world)
+    keep(setting, "bounds", make())
   return load_artifact(setting.folder("bounds"))[0]
+
+
+def begin_bounds(setting: Setting, world: World) -> futures.Future | None:
+  """Makes `bounds` in a thread; None where they are kept.
+
+  Who asks for them saves them: Orbax mixes up what two threads save at a time.
+  """
+  if ready(_bounded(setting), "bounds"):
+    return None
+  make = _bounds_of_test(setting, world)
+  return futures.ThreadPoolExecutor(1).submit(make)
+
+
+def _bounded(setting: Setting) -> Setting:
+  return setting.identified("bounds", setting.identity["data"])
+
+
+def _bounds_of_test(setting: Setting, world: World) -> Callable[[], Slates]:
+  test = setting.dataset.splits["test"]
+  return lambda: bounds_of(world, setting.config.seed, test)
 
 
 def bounds_of(world: World, seed: int, impressions: Impression) -> Slates:

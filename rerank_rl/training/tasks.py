@@ -6,7 +6,7 @@ from types import MappingProxyType, ModuleType
 
 from rerank_rl.config import Config, ConfigError, check_choice, freeze
 from rerank_rl.evaluation import report
-from rerank_rl.files import read_object
+from rerank_rl.files import damaged, read_object
 from rerank_rl.training import (
   next_item_pipeline,
   pipeline,
@@ -50,7 +50,15 @@ def finished(workdir: pathlib.Path) -> Config:
       raise ConfigError(
         f"{workdir / name} is missing; finish the run with launch.train first."
       )
-  return freeze(read_object(workdir / "config.json", _REMEDY))
+  path = workdir / "config.json"
+  found = read_object(path, _REMEDY)
+  lacks = {field.name for field in dataclasses.fields(Config)} - found.keys()
+  if lacks:
+    raise damaged(path, f"its {min(lacks)!r} is missing", _REMEDY)
+  try:
+    return freeze(found)
+  except ConfigError as error:
+    raise damaged(path, str(error).rstrip("."), _REMEDY) from error
 
 
 def command(workdir: pathlib.Path) -> str:

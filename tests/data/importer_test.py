@@ -166,6 +166,26 @@ def same(data, one, time, row) -> None:
   assert np.isnan(one.propensity[shown:]).all()
 
 
+def test_blank_lines_mean_nothing_and_vast_numbers_are_rounded(tmp_path):
+  items = make_items()
+  for number, item in enumerate(items):
+    item["price"] = 2**55 + number
+  log = pathlib.Path(save(tmp_path / "log.csv", make_rows()))
+  log.write_text("\n\n" + log.read_text())
+  saved = save(tmp_path / "items.parquet", items)
+  run(tmp_path, impressions=str(log), items=saved)
+  assert len(imported(tmp_path).item_ids) == 12
+
+
+@pytest.mark.parametrize("value", ("", "a\0"))
+def test_text_that_says_nothing_in_a_parquet(tmp_path, capsys, files, value):
+  for name in ("item_id", "category"):
+    items = make_items()
+    items[3][name] = value
+    path = save(tmp_path / f"{name}.parquet", items)
+    refused(tmp_path, capsys, ["row 4", f"'{name}'"], **files | {"items": path})
+
+
 def test_optional_columns_may_be_absent_and_long_histories_are_cut(tmp_path):
   rows = make_rows()
   for row in rows:
@@ -308,12 +328,15 @@ MISTAKES = [
   ("score_nan", "log", entry(4, "scores", 0, float("nan")), ["row 5", "nan"]),
   ("score_inf", "log", entry(4, "scores", 0, float("inf")), ["row 5", "inf"]),
   ("score_big", "log", entry(4, "scores", 0, 1e300), ["row 5", "1e+300"]),
+  ("score_vast", "log", entry(4, "scores", 0, 1e30), ["row 5", "1e+30"]),
   ("score_text", "log", entry(4, "scores", 0, "high"), ["row 5", "'high'"]),
   ("score_null", "log", entry(4, "scores", 0, None), ["row 5", "missing"]),
   ("scores_null", "log", put(4, "scores", None), ["row 5", "'scores'"]),
   ("click_long", "log", longer(4, "click", 1), ["row 5", "'click'"]),
   ("click_short", "log", put(4, "click", []), ["row 5", "'click'"]),
   ("click_two", "log", entry(4, "click", 0, 2), ["row 5", "2", "[0, 1]"]),
+  ("click_over", "log", entry(4, "click", 0, 1 + 1e-9),
+   ["row 5", "1.000000001 is outside"]),
   ("click_minus", "log", entry(4, "click", 0, -1), ["row 5", "[0, 1]"]),
   ("like_nan", "log", entry(4, "like", 0, float("nan")), ["row 5", "'like'"]),
   ("like_text", "log", entry(4, "like", 0, "yes"), ["row 5", "'yes'"]),
@@ -339,6 +362,7 @@ MISTAKES = [
   ("no_items", "items", lambda rows: rows.clear(), ["no rows"]),
   ("no_item_id", "items", drop("item_id"), ["'item_id'"]),
   ("item_twice", "items", put(3, "item_id", "i1"), ["row 4", "'i1'", "row 2"]),
+  ("item_nul", "items", put(3, "item_id", "i3\0"), ["row 4", r"'i3\x00'"]),
   ("item_null", "items", put(3, "item_id", None), ["row 4", "'item_id'"]),
   ("item_float", "items", put(3, "item_id", 1.5), ["row 4", "1.5"]),
   ("price_text", "items", put(3, "price", "dear"),
@@ -393,7 +417,8 @@ def test_a_mistake_in_a_file(tmp_path, capsys, which, change, texts):
 # The same rules hold where Arrow types the columns.
 PARQUET = [
   "id_twice", "time_past", "unknown_candidate", "null_candidate",
-  "no_candidate", "null_candidates", "candidate_twice", "shown_none",
+  "empty_candidate", "no_candidate", "null_candidates", "candidate_twice",
+  "shown_none",
   "shown_twice", "scores_short", "score_nan", "score_null", "click_two",
   "chance_zero", "user_nan", "user_null", "user_short", "no_scores", "no_like",
 ]  # fmt: skip
@@ -432,6 +457,7 @@ BROKEN = {
   "deep.csv": (HEADER + ROW.replace(b"1|2", b"[" * 100_000),
                ["row 1", "'scores'"]),
   "LOUD.CSV": (HEADER, ["no rows"]),
+  "index.csv": (b"," + HEADER + b"0," + ROW, ["column 1 has no name"]),
   "twice.csv": (b"click," + HEADER + b"1," + ROW, ["'click'", "twice"]),
   "list.csv": (HEADER + ROW.replace(b"1|2", b"[1;2"), ["row 1", "'scores'"]),
   "word.csv": (HEADER + ROW.replace(b"1|2", b"1|b"), ["row 1", "'b'"]),
@@ -564,6 +590,8 @@ FLAGS = [
   ({"weights": ["1"]}, ["--weights", "one for each"]),
   ({"weights": ["1", "x"]}, ["--weights=1,x"]),
   ({"weights": ["1", "nan"]}, ["--weights", "finite"]),
+  ({"weights": ["1", "1e300"]}, ["--weights", "at most 1e+18"]),
+  ({"weights": ["0", "0"]}, ["--weights", "not 0"]),
   ({"slate_size": -1}, ["--slate_size=-1"]),
   ({"slate_size": 7}, ["--slate_size=7", "at most 6 candidates", "lower it"]),
   ({"slate_size": 10**30}, ["--slate_size=1000", "at most 6 candidates"]),

@@ -229,3 +229,33 @@ def test_unknown_videos_and_missing_files_are_named(loaded, tmp_path):
   )
   with pytest.raises(ConfigError, match=r"user_sequences\.parquet is missing"):
     kuairand.load(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("name", "column", "value", "words"),
+  (
+    (kuairand.LOGS[1], "is_click", None, "row 1, field 'is_click'.*missing"),
+    (kuairand.LOGS[1], "time_ms", None, "0501.*row 1, field 'time_ms'"),
+    (kuairand.LOGS[1], "video_id", 10**6, "0501.*row 1, column 'video_id'"),
+    ("user_sequences.parquet", "watch_seq", None, "row 1.*missing"),
+    ("user_sequences.parquet", "watch_seq", "1|2", "'watch_seq'.*type"),
+    ("user_sequences.parquet", "last_time_ms", None, "row 1.*missing"),
+    ("item_features.parquet", "upload_date", None, "row 1.*missing"),
+    ("item_features.parquet", "video_duration", "x", "'video_duration'"),
+    ("item_features.parquet", "tag", ["1"], "'tag'.*lists"),
+    ("user_features.parquet", "user_id", None, "row 1.*missing"),
+  ),
+)
+def test_damaged_columns_are_named(
+  loaded, tmp_path, name, column, value, words
+):
+  _, _, path = loaded
+  for source in path.iterdir():
+    (tmp_path / source.name).write_bytes(source.read_bytes())
+  rows = pq.read_table(path / name).to_pylist()
+  of_text = isinstance(value, str | list)
+  for row in rows[: len(rows) if of_text else 1]:
+    row[column] = value
+  pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+  with pytest.raises(ConfigError, match=words):
+    kuairand.load(config(tmp_path))

@@ -263,3 +263,43 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
   (tmp_path / "movies.dat").write_text("1::A\n")
   with pytest.raises(ConfigError, match=r"movies\.dat, line 1 has 2 fields"):
     movielens.load(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "words"),
+  (
+    ("ratings.dat", "1::3::five::9\n", r"ratings\.dat, line 1: 'five'"),
+    ("ratings.dat", "1::3::3.5::9\n", r"line 1: '3\.5'"),
+    ("ratings.dat", f"{10**29}::3::5::9\n", "line 1: '1000"),
+    ("ratings.dat", "1::3::9::9\n", "row 1: the rating 9"),
+    ("ratings.dat", "", r"ratings\.dat is empty"),
+    ("users.dat", "", r"users\.dat is empty"),
+    ("movies.dat", "", r"movies\.dat is empty"),
+    ("movies.dat", "x::A (1990)::B\n", r"movies\.dat, line 1: 'x'"),
+  ),
+)
+def test_damaged_text_is_named(tmp_path, name, text, words):
+  write(tmp_path, as_dat=True)
+  (tmp_path / name).write_text(text)
+  with pytest.raises(ConfigError, match=words):
+    movielens.load(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("value", "words"),
+  ((None, "row 3.*'rating'.*missing"), (3.5, "3.5"), (7, "row 3.*rating 7")),
+)
+def test_damaged_ratings_are_named(tmp_path, value, words):
+  write(tmp_path)
+  path = tmp_path / "ratings.parquet"
+  table = pq.read_table(path)
+  ratings = table["rating"].to_pylist()
+  ratings[2] = value
+  place = table.column_names.index("rating")
+  table = table.set_column(place, "rating", pa.array(ratings))
+  pq.write_table(table, path)
+  with pytest.raises(ConfigError, match=words):
+    movielens.load(config(tmp_path))
+  pq.write_table(table.slice(0, 0), path)
+  with pytest.raises(ConfigError, match="has no rows"):
+    movielens.load(config(tmp_path))

@@ -134,7 +134,7 @@ def _config(folder):
 
 def _write(folder, lines=LINES, sids=SIDS):
   folder.mkdir(exist_ok=True)
-  (folder / "sequences.txt").write_text(lines)
+  (folder / "sequences.txt").write_text(lines, errors="surrogateescape")
   (folder / "semantic_ids_4x256.json").write_text(json.dumps(sids))
   return _config(folder)
 
@@ -154,6 +154,13 @@ def test_amazon_files_become_sequences(tmp_path):
     ("", SIDS, "is empty"),
     (LINES + "3 1 x 2\n", SIDS, "line 3"),
     ("1 0 2 3\n", SIDS, "line 1"),
+    (LINES + "\n3 1 2 4\n", SIDS, "line 3"),
+    (f"1 2 3 {2**32 + 1}\n", SIDS, "line 1"),
+    (f"1 2 3 {10**29}\n", SIDS, "line 1"),
+    ("1 2 3 \udce9\n", SIDS, "UTF-8"),
+    (LINES, SIDS | {"1": 5}, "item '1'"),
+    (LINES, SIDS | {"1": [1, 2]}, "item '1'"),
+    (LINES, SIDS | {"1": [f"<a_{10**29}>", "<b_1>"]}, "item '1'"),
     ("1 2 3 4 6\n", SIDS, "outside the catalogue of 5"),
     (LINES, SIDS | {"1": ["<a_1>"]}, "item '1' has 1 tokens"),
     (LINES, SIDS | {"1": ["<b_1>", "<a_1>"]}, "item '1'"),

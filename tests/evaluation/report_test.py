@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from rerank_rl.config import ConfigError
 from rerank_rl.evaluation import judge, report
 from rerank_rl.evaluation import page as page_lib
 
@@ -116,6 +117,14 @@ def test_judgements_come_back_for_paired_intervals(folder):
   for name, value in judged["glorank_rl"].items():
     np.testing.assert_allclose(value, JUDGED["glorank_rl"][name])
   assert judged["glorank_rl"]["cold"].dtype == bool
+
+
+@pytest.mark.parametrize("name", (report.REPORT, report.PAGE, report.TIMING))
+def test_a_folder_in_a_files_place_is_named_before_anything(tmp_path, name):
+  (tmp_path / name).mkdir()
+  with pytest.raises(ConfigError, match=f"{name} is damaged .*remove it"):
+    _write(tmp_path)
+  assert os.listdir(tmp_path) == [name]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

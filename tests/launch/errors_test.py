@@ -28,6 +28,10 @@ def _left(error, capsys) -> str:
   [
     (MemoryError("96 GiB"), "96 GiB.*ask for less"),
     (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "smaller batch_size"),
+    (
+      RuntimeError("INTERNAL: Out of memory allocating 9"),
+      "smaller batch_size",
+    ),
     (OSError(28, "No space left on device"), "free some"),
     (OSError(2, "No such file or directory", "x.npz"), "'x.npz'"),
     (ConfigError("two\nlines"), "two lines"),

@@ -106,6 +106,7 @@ MISTAKES = (
       ("protocol", "foo"),
       ("rl.explore", "foo"),
       ("rl.credit", "foo"),
+      ("rl.credit", "group+group"),
       ("rl.objective", "foo"),
       ("rl.reward", "foo"),
     )
@@ -115,7 +116,7 @@ MISTAKES = (
     for field in ("nosuch", "rl.nosuch", "nosuch.group", "rl.group.nosuch")
   ),
   ((MAIN, "--config.data.weights=('a',)"), ("data.weights[0]='a'", "float")),
-  ((MAIN, "--config.data.weights=(1e999,)"), ("(inf,) must be finite",)),
+  ((MAIN, "--config.data.weights=(1e999,)"), ("(inf,) must be", "finite")),
   ((MAIN, "--config.rl.branching=(2.5,)"), ("branching[0]=2.5", "int")),
   ((MAIN, "--config.rl.branching=(2,0)"), ("branching=(2, 0)", ">= 1")),
   ((MAIN, "--config.stages=('rl',)"), ("'rl' without 'sft'",)),
@@ -243,6 +244,12 @@ def test_what_is_damaged_is_named_and_the_remedy_works(tmp_path):
   code, text = _run(*argv)
   assert code == 0, text[-3000:]
   good = (work / "report.json").read_bytes()
+  # What is refused late leaves the finished run as it was.
+  noted = (work / "config.json").read_bytes()
+  few = "--config.tokenizer.codes=2", "--config.tokenizer.levels=1"
+  code, text = _run(*argv, *few)
+  assert code == 2 and "Traceback" not in text, text[-2000:]
+  assert (work / "config.json").read_bytes() == noted
   (tokenizer,) = work.glob("tokenizer-*/tokenizer.npz")
   (bounds,) = work.glob("bounds-*/meta.json")
   for victim in (tokenizer, bounds):

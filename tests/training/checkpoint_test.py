@@ -247,6 +247,10 @@ def test_artifact_damage_is_named(tmp_path):
       '{"meta": {}, "arrays": "a"}',
       "its 'checksums' is missing or of another type",
     ),
+    (
+      '{"meta": {}, "arrays": "arrays-x", "checksums": []}',
+      "it names 'arrays-x' for its arrays",
+    ),
   ],
 )
 def test_a_damaged_index_is_named(tmp_path, text, reason):

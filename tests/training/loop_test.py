@@ -140,6 +140,12 @@ def test_selection_and_patience(tmp_path, caplog):
   assert "its start" not in caplog.text
 
 
+def test_what_cannot_be_judged_is_refused_at_once(tmp_path):
+  evaluate = lambda params: {"gain": float("nan")}
+  with pytest.raises(ValueError, match=r"'gain', which is nan at step 0"):
+    toy.fit(tmp_path, evaluate=evaluate, select=("gain", True))
+
+
 def test_who_keeps_what_the_stage_began_with_is_told(tmp_path, caplog):
   figures = itertools.count(0, -1)
   result = toy.fit(

@@ -89,6 +89,8 @@ def test_a_finished_run_is_found_or_named_and_never_learnt_again(
 ):
   folder, config = done
   assert tasks.finished(folder) == config
+  good = json.loads((folder / "config.json").read_text())
+  wrong = [{}, good | {"seed": "x"}, good | {"sede": 1}]
   assert "hsrl" in tasks.reload(config, folder).params
   with pytest.raises(ConfigError, match=r"stage 'tokenizer'.*own --artifacts"):
     tasks.reload(config, tmp_path)
@@ -98,7 +100,7 @@ def test_a_finished_run_is_found_or_named_and_never_learnt_again(
   (tmp_path / "config.json").mkdir()
   (tmp_path / report.REPORT).mkdir()
   for path, read, lacking in [
-    (tmp_path / "config.json", tasks.finished, []),
+    (tmp_path / "config.json", tasks.finished, map(json.dumps, wrong)),
     (tmp_path / report.REPORT, tasks.command, ["{}", '{"command": 5}']),
   ]:
     words = rf"{path} is damaged .*; remove it and give .* launch.train"

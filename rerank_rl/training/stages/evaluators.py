@@ -88,7 +88,8 @@ def parted(rows: Impression, name: str) -> tuple[Impression, Impression]:
   count = schema.num_rows(rows)
   if count < 2 * HELD_OUT:
     raise ValueError(
-      f"{name} gets {count} training rows; it needs at least {2 * HELD_OUT}."
+      f"{name} gets {count} training rows; it needs at least {2 * HELD_OUT}; "
+      "give a longer log, or more of it by config.data.max_rows."
     )
   held = np.arange(count) % HELD_OUT == HELD_OUT - 1
   return schema.take(rows, ~held), schema.take(rows, held)

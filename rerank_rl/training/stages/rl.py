@@ -145,7 +145,7 @@ def check(config: Config) -> None:
   for field, table in parts.items():
     value = getattr(rl, field)
     named = credits_of(rl) if field == "credit" else (value,)
-    if not set(named) <= set(table):
+    if not set(named) <= set(table) or len(set(named)) < len(named):
       sums = ", or a sum such as group+sibling" if field == "credit" else ""
       raise ConfigError(
         f"config.rl.{field}={value!r}; choose from {', '.join(table)}{sums}."
