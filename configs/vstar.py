@@ -14,7 +14,7 @@ of the search are drawn from the policy: from greedy ones it learns less.
 
 The critic takes three minutes of a core, RL as long. To expect: .912 of the
 world's optimum (five seeds), level with as many independent tokens; 6.139 by B
-on KuaiRand, .008 below them. Variants: see README.md.
+on KuaiRand, level with them. Variants: see README.md.
 """
 
 from configs import common
