@@ -120,7 +120,7 @@ def from_arrow(path, number, name, column: pa.Array, kind: str) -> pa.Array:
     column = column.cast(pa.list_(column.type.value_type))
     inner = _leaves(column)
     wanted = _arrow_type(inner.type, kind)
-    if wanted is not None and not inner.null_count and _is_said(inner):
+    if wanted is not None and not inner.null_count and _is_filled(inner):
       offsets = column.offsets.cast(pa.int32())
       base = offsets[0].as_py()
       if base:
@@ -129,7 +129,7 @@ def from_arrow(path, number, name, column: pa.Array, kind: str) -> pa.Array:
       return pa.ListArray.from_arrays(offsets, inner.cast(wanted, safe=False))
   elif kind not in _LISTS and not is_list(column.type):
     wanted = _arrow_type(column.type, kind)
-    if wanted is not None and _is_said(column):
+    if wanted is not None and _is_filled(column):
       return column.cast(wanted, safe=False)
   # Text, or a type that does not fit: value by value, to name the row.
   return from_python(path, number, name, column.to_pylist(), kind)
@@ -202,7 +202,7 @@ def _is_valid(column: pa.Array) -> bool:
   return True
 
 
-def _is_said(column: pa.Array) -> bool:
+def _is_filled(column: pa.Array) -> bool:
   """Whether no text in a column is empty or holds a NUL."""
   if not _is_text(column.type):
     return True
